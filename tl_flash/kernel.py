@@ -1,0 +1,263 @@
+"""Read directions through an unembedding: the streaming decode, exact, in bounded memory.
+
+A direction x [d_model] scores every token, s = (gain * x) . W_U. For Llama 3.1 8B's neurons that is 59 billion
+scores, so none is kept: a tile of rows is scored by one matrix product, reduced at once, and only the answer
+stays. `reference_decode` is the plain definition of that answer.
+
+The answer is exact although the product that finds it is not. Every score of the product has a bound on its error:
+the rounding of both factors and of the sum, by Cauchy-Schwarz, token by token. The tokens of greatest upper bound
+are scored again in float64. Where the k-th of these is above every upper bound left outside, the top k are proven;
+where it is not, the row is repaired: every token whose bound reaches the k-th score is scored again. Hence the
+tokens named depend neither on the device nor on tiles, threads or `max_bytes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tl_flash.kernel_prepare import (
+    Unembedding,
+    expect_float,
+    expect_matrix,
+    expect_one_of,
+    parts,
+    plain_arithmetic,
+    prepare,
+    token_ids,
+)
+from tl_flash.kernel_tiles import Directions, Plan, Tile, exact_scores, sort_tokens
+
+__all__ = ["Readout", "Unembedding", "decode", "moments", "prepare", "reference_decode", "token_scores"]
+
+DEFAULT_BYTES = 256 * 2**20
+_AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """What n directions stand for; every tensor on the CPU.
+
+    Pole 0 reads x, pole 1 reads -x. Logits descend; equal ones are ordered by token id.
+    """
+
+    ids: Tensor
+    #   int32 [2, n, k]
+    logits: Tensor
+    #   float32 [2, n, k]
+    log_z: Tensor
+    #   float32 [2, n], logsumexp of +-tau * s over the vocabulary; NaN under "cosine"
+    norm: Tensor
+    #   float32 [n], the length that tau divides by
+    mean: Tensor
+    #   float32 [n], mean of the scores over the vocabulary (taken off, but for "cosine")
+    std: Tensor
+    #   float32 [n]
+    kurtosis: Tensor
+    #   float32 [n], excess kurtosis
+    tracked: Tensor
+    #   float32 [n, t], scores of the tokens asked for
+    repaired: int
+    #   rows whose top k took a repair to prove
+
+
+def decode(
+    x: Tensor,
+    unembedding: Unembedding,
+    *,
+    k: int = 10,
+    tracked: Sequence[int] | Tensor | None = None,
+    norm: Tensor | None = None,
+    max_bytes: int | None = None,
+) -> Readout:
+    """Decode directions: their top tokens at both poles, and statistics over the vocabulary.
+
+    Args:
+        x: [n, d_model], any float dtype, on any device.
+        unembedding: what `prepare` made.
+        k: how many tokens to name at each pole.
+        tracked: ids whose scores to keep for every direction.
+        norm: [n], the length to take for ||x|| in tau = sqrt(d_model) / ||x||. By default x's own.
+        max_bytes: scratch memory beyond the results; 256 MiB by default.
+
+    Raises:
+        TypeError: x or norm is not a float tensor, k not a whole number, or tracked holds something other than ids.
+        ValueError: a shape, a non-finite or zero direction, an id out of range, a k below 1 or above the number of
+            reportable tokens, a max_bytes too small for one row.
+    """
+    u = unembedding
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+    _expect_k(k, u)
+    if norm is not None:
+        _expect_norm(norm, len(x))
+    followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
+    plan = Plan.within(DEFAULT_BYTES if max_bytes is None else max_bytes, u, k)
+    out = _empty_readout(len(x), k, len(followed))
+    repaired = 0
+    with torch.no_grad(), plain_arithmetic(u.device):
+        tile = Tile(plan, len(x), u)
+        for rows in parts(len(x), plan.rows):
+            tile.screen(Directions.of(x[rows], None if norm is None else norm[rows], rows.start, u))
+            repaired += _read(tile, rows, k, followed, out)
+    return Readout(**out, repaired=repaired)
+
+
+def _read(tile: Tile, rows: slice, k: int, followed: Tensor, out: dict[str, Tensor]) -> int:
+    """Reduce a screened tile into its rows of the result; returns how many rows took a repair."""
+    u, d = tile.u, tile.directions
+    out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics()
+    out["norm"][rows], out["mean"][rows] = d.norm, d.mean
+    out["tracked"][rows] = _followed_scores(d, followed, u)
+    ids, scores, repaired = tile.top_tokens(k)
+    out["ids"][:, rows] = ids
+    out["logits"][:, rows] = scores - d.poles_mean if u.score == "dot" else scores
+    return int(repaired.sum())
+
+
+def _empty_readout(n: int, k: int, n_tracked: int) -> dict[str, Tensor]:
+    shapes = {"logits": (2, n, k), "log_z": (2, n), "tracked": (n, n_tracked)}
+    shapes |= dict.fromkeys(("norm", "mean", "std", "kurtosis"), (n,))
+    out = {name: torch.empty(shape) for name, shape in shapes.items()}
+    return out | {"ids": torch.empty(2, n, k, dtype=torch.int32)}
+
+
+def _followed_scores(d: Directions, ids: Tensor, u: Unembedding) -> Tensor:
+    scores = torch.empty(len(d.rows), len(ids), dtype=torch.float64, device=u.device)
+    for part in parts(len(ids), 256):
+        scores[:, part] = d.rows @ u.columns(ids[part]).T
+    return scores - d.mean[:, None] if u.column_scale is None else scores * u.column_scale[ids]
+
+
+def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
+    """Score each direction on its own tokens, exactly: float32 [n, m] on the CPU.
+
+    Args:
+        x: [n, d_model] directions.
+        ids: [n, m] token ids.
+        unembedding: what `prepare` made.
+
+    Raises:
+        TypeError: x is not a float tensor, or ids holds something other than ids.
+        ValueError: a shape, a non-finite or zero direction, an id out of range.
+    """
+    u = unembedding
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+    if ids.ndim != 2 or len(ids) != len(x):
+        raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
+    wanted = token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
+    scores = torch.empty(ids.shape)
+    with torch.no_grad(), plain_arithmetic(u.device):
+        for rows in parts(len(x), _AT_A_TIME):
+            d = Directions.of(x[rows], None, rows.start, u)
+            exact = exact_scores(d.rows, wanted[rows], u, _AT_A_TIME)
+            scores[rows] = exact - d.mean[:, None] if u.score == "dot" else exact
+    return scores
+
+
+def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores.
+
+    They are x . mean(W_U) and the root of x' C x, with C the covariance of W_U's columns, made at the first call
+    and kept.
+
+    Raises:
+        TypeError: x is not a float tensor.
+        ValueError: a shape, a non-finite or zero direction.
+    """
+    u = unembedding
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+    mean, std = torch.empty(2, len(x))
+    with torch.no_grad(), plain_arithmetic(u.device):
+        for rows in parts(len(x), _AT_A_TIME):
+            d = Directions.of(x[rows], None, rows.start, u)
+            unit = (d.rows / d.length[:, None]).float()
+            variance = ((unit @ u.covariance) * unit).sum(1).clamp(min=0)
+            mean[rows], std[rows] = d.mean, variance.double().sqrt() * d.length
+    return mean, std
+
+
+def reference_decode(
+    x: Tensor,
+    W_U: Tensor,
+    *,
+    gain: Tensor | None = None,
+    centre: bool = False,
+    score: str = "dot",
+    ignore: Sequence[int] | Tensor | None = None,
+    k: int = 10,
+    tracked: Sequence[int] | Tensor | None = None,
+    norm: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Readout:
+    """The plain definition of `decode`: every score at once, in `dtype`. For tests and benchmarks.
+
+    s = W_U'^T x_c, less its mean over the vocabulary; W_U' = diag(gain) W_U, x_c = x less its mean if `centre`.
+    log_z = logsumexp(+-tau * s), tau = sqrt(d_model) / ||x_c||. Under "cosine" x_c and the columns of W_U' (less
+    their means if `centre`) have unit length, and nothing is taken off over the vocabulary.
+    """
+    expect_one_of("score", score, ("dot", "cosine"))
+    x, W = x.to(dtype), W_U.to(dtype)
+    if gain is not None:
+        W = gain.to(dtype)[:, None] * W
+    if centre:
+        x, W = x - x.mean(-1, keepdim=True), W - W.mean(0)
+    length = torch.linalg.vector_norm(x, dim=-1)
+    if score == "cosine":
+        x, W = x / length[:, None], W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(dtype).tiny)
+    scores = torch.einsum("nd,dv->nv", x, W)
+    mean = scores.mean(-1)
+    centred = scores - mean[:, None]
+    variance = centred.square().mean(-1)
+    norm = length if norm is None else norm.to(dtype)
+    log_z = torch.full((2, len(x)), math.nan)
+    if score == "dot":
+        scores = centred
+        scaled = scores * (math.sqrt(x.shape[1]) / norm)[:, None]
+        log_z = torch.stack([scaled.logsumexp(-1), (-scaled).logsumexp(-1)])
+    never = torch.as_tensor([] if ignore is None else ignore).long()
+    poles = [_top_tokens(sign * scores, never, k) for sign in (1, -1)]
+    return Readout(
+        ids=torch.stack([ids for _, ids in poles]).int(),
+        logits=torch.stack([logits for logits, _ in poles]).float(),
+        log_z=log_z.float(),
+        norm=norm.float(),
+        mean=mean.float(),
+        std=variance.sqrt().float(),
+        kurtosis=(centred.square().square().mean(-1) / variance.square() - 3).float(),
+        tracked=scores[:, torch.as_tensor([] if tracked is None else tracked).long()].float(),
+        repaired=0,
+    )
+
+
+def _top_tokens(scores: Tensor, never: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` with ties to the lower id: logits and ids [n, k]. Writes over `scores`."""
+    scores[:, never] = -math.inf
+    top = scores.topk(k)
+    tied = (scores >= top.values[:, -1:]).sum(-1) > k  # topk leaves open which of these it takes
+    logits, ids = sort_tokens(top.values, top.indices, k)
+    for row in tied.nonzero()[:, 0].tolist():
+        again = scores[row].sort(descending=True, stable=True)
+        logits[row], ids[row] = again.values[:k], again.indices[:k]
+    return logits, ids
+
+
+def _expect_k(k: int, u: Unembedding) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected a whole number of tokens, got {type(k).__name__}")
+    n_reportable = u.d_vocab - len(u.ignored)
+    if not 1 <= k <= n_reportable:
+        raise ValueError(f"k: expected 1 to {n_reportable}, the number of tokens not ignored, got {k}")
+
+
+def _expect_norm(norm: Tensor, n: int) -> None:
+    expect_float("norm", norm)
+    if norm.shape != (n,):
+        raise ValueError(f"norm: expected shape [{n}], a length for each direction, got {list(norm.shape)}")
+    wrong = ~((norm > 0) & torch.isfinite(norm))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"norm: expected positive finite lengths, got {float(norm[row])} in row {row}")

@@ -1,0 +1,238 @@
+"""What is made of an unembedding once, for all layers: `Unembedding` and `prepare`; and the checks of arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_PART_BYTES = 16 * 2**20  # of float64, while W_U is measured
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, not a copy."""
+
+    W_U: Tensor
+    #   [d_model, d_vocab], as given
+    gain: Tensor | None
+    #   float64 [d_model], the scale of the final norm
+    centre: bool
+    score: str
+    precision: str
+    ignored: Tensor
+    #   int64, ids that are never reported
+    reportable: Tensor
+    #   bool [d_vocab]
+    column_scale: Tensor | None
+    #   float64 [d_vocab], 1 / length of each column of W_U' under "cosine" (0 for a zero column)
+    mean_column: Tensor
+    #   float64 [d_model], the mean over the vocabulary of the (scaled) columns of W_U
+    reach: Tensor
+    #   float32 [d_vocab], an upper bound on the length of each (scaled) column of W_U
+    size: float
+    #   root mean square of reach: the unit in which scores are screened
+    _covariance: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def d_model(self) -> int:
+        """Width of a direction."""
+        return self.W_U.shape[0]
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens, reportable or not."""
+        return self.W_U.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores are computed."""
+        return self.W_U.device
+
+    @property
+    def covariance(self) -> Tensor:
+        """float32 [d_model, d_model], the covariance of W_U's (scaled) columns over the vocabulary; made once."""
+        if not self._covariance:
+            self._covariance.append(_covariance(self))
+        return self._covariance[0]
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """Columns of W_U, as rows: float64 [m, d_model] for ids [m]. Not scaled."""
+        if self.W_U.stride(0) == 1:
+            return self.W_U.T.index_select(0, ids).double()
+        return self.W_U.index_select(1, ids).T.to(torch.float64, memory_format=torch.contiguous_format)
+
+
+def prepare(
+    W_U: Tensor,
+    *,
+    gain: Tensor | None = None,
+    centre: bool = False,
+    score: str = "dot",
+    ignore: Sequence[int] | Tensor | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "exact",
+) -> Unembedding:
+    """Prepare an unembedding for `decode`, once for all layers.
+
+    Args:
+        W_U: [d_model, d_vocab], any float dtype, any strides; used as it is held.
+        gain: [d_model], the scale of the final norm; None where it is folded already.
+        centre: the final norm is a LayerNorm: directions lose their mean.
+        score: "dot" (logits) or "cosine" (of x and the columns of W_U' = diag(gain) W_U).
+        ignore: ids that are never reported. Statistics still run over the whole vocabulary.
+        device: where to compute; W_U is moved there. By default where it is.
+        precision: "exact" proves the tokens of every row, "fast" leaves out the proof.
+
+    Raises:
+        TypeError: W_U or gain is not a float tensor, or ignore holds something other than ids.
+        ValueError: a shape, a non-finite weight, an unknown score or precision, an id out of range.
+
+    Example:
+        >>> import torch
+        >>> from tl_flash.kernel import decode, prepare
+        >>> decode(torch.tensor([[0.1, 3.0, -0.2]]), prepare(torch.eye(3)), k=2).ids.tolist()
+        [[[1, 0]], [[2, 0]]]
+    """
+    expect_matrix("W_U", W_U, "[d_model, d_vocab]")
+    if 0 in W_U.shape:
+        raise ValueError(f"W_U: expected at least one token and one dimension, got shape {list(W_U.shape)}")
+    expect_one_of("score", score, ("dot", "cosine"))
+    expect_one_of("precision", precision, ("exact", "fast"))
+    W_U = W_U.detach().to(device=device)
+    if gain is not None:
+        gain = _checked_gain(gain, W_U)
+    ignored = token_ids("ignore", ignore, W_U.shape[1]).unique().to(W_U.device)
+    reportable = torch.ones(W_U.shape[1], dtype=torch.bool, device=W_U.device)
+    reportable[ignored] = False
+    with torch.no_grad(), plain_arithmetic(W_U.device):
+        column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
+    if not torch.isfinite(mean_column).all():
+        raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
+    size = reach.square().mean(dtype=torch.float64).sqrt().item()
+    return Unembedding(
+        W_U=W_U,
+        gain=gain,
+        centre=centre,
+        score=score,
+        precision=precision,
+        ignored=ignored,
+        reportable=reportable,
+        column_scale=column_scale,
+        mean_column=mean_column,
+        reach=reach,
+        size=size or 1.0,
+    )
+
+
+def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
+    expect_float("gain", gain)
+    if gain.shape != W_U.shape[:1]:
+        raise ValueError(f"gain: expected shape [{len(W_U)}], a scale for each row of W_U, got {list(gain.shape)}")
+    gain = gain.detach().to(W_U.device, torch.float64)
+    if not torch.isfinite(gain).all():
+        raise ValueError("gain: expected finite scales, got NaN or infinity; look for a broken checkpoint")
+    return gain
+
+
+def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Scale of each column under "cosine", mean of the scaled columns, bound on their lengths."""
+    d_model, d_vocab = W_U.shape
+    scale = torch.empty(d_vocab, dtype=torch.float64, device=W_U.device)
+    reach = torch.empty_like(scale)
+    total = torch.zeros(d_model, dtype=torch.float64, device=W_U.device)
+    for part in parts(d_vocab, _PART_BYTES // (8 * d_model)):
+        W = W_U[:, part].double()
+        reach[part] = torch.linalg.vector_norm(W, dim=0)
+        if score == "dot":
+            total += W.sum(1)
+            continue
+        seen = W if gain is None else W * gain[:, None]
+        if centre:
+            seen = seen - seen.mean(0)
+        scale[part] = torch.linalg.vector_norm(seen, dim=0).reciprocal()
+        scale[part] = scale[part].nan_to_num(posinf=0.0)  # a zero column has no direction: its cosines are 0
+        reach[part] *= scale[part]
+        total += W @ scale[part]
+    upper = torch.nextafter(reach.float(), torch.tensor(math.inf, device=W_U.device))
+    return (None if score == "dot" else scale), total / d_vocab, upper
+
+
+def _covariance(u: Unembedding) -> Tensor:
+    """float32 products of parts of the vocabulary, summed in float64."""
+    total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
+    with torch.no_grad(), plain_arithmetic(u.device):
+        for part in parts(u.d_vocab, _PART_BYTES // (8 * u.d_model)):
+            W = u.W_U[:, part].double()
+            if u.column_scale is not None:
+                W *= u.column_scale[part]
+            W = (W - u.mean_column[:, None]).float()
+            total += W @ W.T
+    return (total / u.d_vocab).float()
+
+
+# Shared by the modules of the engine ----------------------------------------------------------------------------------
+
+
+def parts(total: int, size: int) -> Iterator[slice]:
+    """Cut `range(total)` into the fewest nearly equal slices of at most `size` (at least 1)."""
+    count = math.ceil(total / max(size, 1))
+    for i in range(count):
+        yield slice(total * i // count, total * (i + 1) // count)
+
+
+@contextmanager
+def plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """Keep float32 products float32: no autocast, no TF32 or bf16 in their place. The bounds depend on it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def expect_one_of(name: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless `given` is one of `known`."""
+    if given not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {given!r}")
+
+
+def expect_float(name: str, given: Tensor) -> None:
+    """Raise TypeError unless `given` is a tensor of real floats."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; wrap it in torch.as_tensor")
+    if not given.is_floating_point():
+        raise TypeError(f"{name}: expected a float dtype, got {given.dtype}; convert it with .float()")
+
+
+def expect_matrix(name: str, given: Tensor, shape: str, width: int | None = None) -> None:
+    """Raise unless `given` is a float matrix, `width` wide where one is given."""
+    expect_float(name, given)
+    if given.ndim != 2 or width not in (None, given.shape[1]):
+        raise ValueError(f"{name}: expected shape {shape}, got {list(given.shape)}")
+
+
+def token_ids(name: str, given: Sequence[int] | Tensor | None, d_vocab: int) -> Tensor:
+    """Take ids as int64 on the CPU.
+
+    Raises:
+        TypeError: they are not whole numbers.
+        ValueError: they are not a flat sequence, or one is out of range.
+    """
+    ids = torch.as_tensor([] if given is None else given).cpu()
+    if ids.numel() == 0:
+        return ids.long().flatten()
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name}: expected token ids, whole numbers, got {ids.dtype}; look tokens up first")
+    if ids.ndim != 1:
+        raise ValueError(f"{name}: expected a flat sequence of token ids, got shape {list(ids.shape)}")
+    outside = ids[(ids < 0) | (ids >= d_vocab)]
+    if len(outside):
+        raise ValueError(f"{name}: expected token ids from 0 to {d_vocab - 1}, got {int(outside[0])}")
+    return ids.long()
