@@ -23,7 +23,7 @@ class Neuron(NamedTuple):
     """
 
     layer: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - the field's own name
 
     def __str__(self) -> str:
         return f"L{self.layer}N{self.index}"

@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+TL4 := .venv-tl4
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test test-tl4 lint bench clean
+
+install: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt torch
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+# The same environment on TransformerLens 4, which has TransformerBridge alone.
+$(TL4)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TL4)
+	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
+	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt torch
+	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(VENV)/bin/tl-flash demo
+
+test: install test-tl4
+	$(VENV)/bin/pytest
+
+# Only what touches TransformerLens differs between its versions.
+test-tl4: $(TL4)/.done
+	$(TL4)/bin/pytest -q $(wildcard tests/test_models.py tests/test_surfaces.py tests/test_clamp.py tests/test_activations.py)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: install
+	$(VENV)/bin/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(TL4) demo-output

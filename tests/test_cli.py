@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from tl_flash import NeuronMap, decode_directions
+from tl_flash.cli import main
+from tests.test_neuron_map import Words
+
+
+@pytest.fixture(scope="module")
+def map_path(tmp_path_factory):
+    import torch
+
+    path = tmp_path_factory.mktemp("map") / "map.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    W_U = torch.randn(16, 60, generator=generator)
+    x = torch.cat([torch.randn(300, 16, generator=generator), W_U.T])
+    decode_directions(x, W_U, k=3, tokenizer=Words()).save(path)
+    return str(path)
+
+
+def run(capsys, *argv):
+    status = main([str(part) for part in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_find(capsys, map_path):
+    status, out, _ = run(capsys, "find", map_path, " w9", "-n", 3)
+    assert status == 0 and "' w9'" in out and "L0N309" in out
+    status, out, _ = run(capsys, "find", map_path, " w9", "-n", 3, "--by", "coherence", "--json")
+    records = json.loads(out)
+    hits = NeuronMap.load(map_path).find(" w9", n=3, by="coherence")
+    assert [record["neuron"] for record in records] == [str(hit.neuron) for hit in hits]
+    assert [record["z"] for record in records] == [hit.z for hit in hits]
+
+
+def test_show(capsys, map_path):
+    status, out, _ = run(capsys, "show", map_path)
+    assert status == 0 and "NeuronMap of" in out and "the most specialised neurons" in out
+    status, out, _ = run(capsys, "show", map_path, "L0N309", "L0N1")
+    assert status == 0 and "L0N309" in out and "negative pole" in out and "L0N1," in out
+    status, out, _ = run(capsys, "show", map_path, "L0N309", "--json")
+    assert len(json.loads(out)) == 6 and json.loads(out)[0]["token"] == " w9"
+    status, out, _ = run(capsys, "show", map_path, "-n", 4, "--json")
+    assert len(json.loads(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["show", "MAP", "L5N0"], "holds layers [0]"),
+        (["show", "MAP", "dog"], "L3N17"),
+        (["find", "MAP", "w9"], "did you mean ' w9'"),
+        (["find", "MAP", " w9", "--by", "size"], "by: expected"),
+        (["find", "nowhere.safetensors", " w9"], "no such map"),
+        (["decode", "/no/such/folder"], "no such folder"),
+        (["decode", "gpt2", "-o", "/no/such/folder/map"], "no such folder to write"),
+        (["decode", "gpt2", "--surface", "jax"], "surface: expected"),
+    ],
+)
+def test_refusals_are_one_line(capsys, map_path, argv, message):
+    status, out, err = run(capsys, *(map_path if part == "MAP" else part for part in argv))
+    assert status == 1 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_wrong_usage_has_its_own_status(capsys):
+    assert run(capsys, "nonsense")[0] == 2
+    assert run(capsys, "find")[0] == 2
+    status, out, _ = run(capsys, "--help")
+    assert status == 0 and all(command in out for command in ("decode", "find", "show"))
+
+
+def test_decode_writes_a_map_of_a_trained_model(capsys, tmp_path, stories_path):
+    path = tmp_path / "stories.safetensors"
+    status, out, _ = run(capsys, "decode", stories_path, "-o", path, "-k", 5, "--side", "out", "--token", " the")
+    assert status == 0 and "5 layers x 172 neurons" in out and str(path) in out
+    loaded = NeuronMap.load(path)
+    assert loaded.side == "out" and loaded.k == 5 and list(loaded.tracked) == [" the"]
+    status, out, _ = run(capsys, "show", path, "L4N3")
+    assert status == 0 and "L4N3" in out

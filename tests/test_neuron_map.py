@@ -1,0 +1,196 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from tl_flash import Hit, Neuron, decode_directions
+from tl_flash.null import Null
+
+V, D, N, K = 60, 24, 400, 4
+
+
+class Words:
+    """As much of a tokenizer as a vocabulary asks for."""
+
+    def get_vocab(self):
+        return {f"w{id}": id for id in range(V)}
+
+    def batch_decode(self, ids, **_):
+        return [f" w{id}" if id != 7 else "<b>\u202ex</b>" for [id] in ids]
+
+    def encode(self, text, **_):
+        return [int(word[1:]) for word in text.split()]
+
+
+@pytest.fixture(scope="module")
+def W_U():
+    return torch.randn(D, V, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def neurons(W_U):
+    directions = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    directions[5] = W_U[:, 9] * 3
+    directions[6] = -W_U[:, 9]
+    directions[8] = W_U[:, 7]
+    return decode_directions(directions, W_U, k=K, tokens=[" w9", 3], tokenizer=Words())
+
+
+def test_a_hit_is_what_the_tensors_say(neurons):
+    hits = neurons.find(" w9", n=1000)
+    for hit in hits:
+        top = getattr(neurons, hit.pole)
+        place = (0, hit.neuron.index, hit.rank)
+        assert top.ids[place] == 9 == hits.token_id(hit) and hit.token == " w9"
+        assert hit.logit == pytest.approx(top.logits[place].item())
+        assert hit.prob == pytest.approx(top.probs[place].item(), rel=1e-4)
+        assert hit.z == pytest.approx(top.z[place].item(), rel=1e-5)
+        assert hit.write_z == pytest.approx(top.write_z[place].item())
+    held = sum(int((getattr(neurons, pole).ids == 9).any(-1).sum()) for pole in ("positive", "negative"))
+    assert len(hits) == held
+
+
+@pytest.mark.parametrize("by", ["z", "prob", "write", "coherence"])
+def test_find_ranks(neurons, by):
+    key = {
+        "z": lambda hit: hit.z,
+        "prob": lambda hit: hit.prob,
+        "write": lambda hit: abs(hit.write_z),
+        "coherence": lambda hit: min(hit.z, abs(hit.write_z)),
+    }[by]
+    keys = [key(hit) for hit in neurons.find(9, n=1000, by=by)]
+    assert keys == sorted(keys, reverse=True) and len(keys) > 10
+    assert [key(hit) for hit in neurons.find(9, n=3, by=by)] == keys[:3]
+
+
+def test_planted_neurons_are_found_at_their_pole(neurons):
+    best = neurons.find(" w9", n=2)
+    assert {(hit.neuron, hit.pole) for hit in best} == {((0, 5), "positive"), ((0, 6), "negative")}
+    assert neurons.find(" w9", pole="negative")[0].neuron == (0, 6)
+    assert all(hit.pole == "negative" for hit in neurons.find(" w9", pole="negative"))
+    assert {(0, 5), (0, 6), (0, 8)} <= {hit.neuron for hit in neurons.specialised(8)}
+
+
+def test_write_z_of_a_direction_is_its_own_signed_z(neurons):
+    assert torch.allclose(neurons.positive.write_z, neurons.positive.z)
+    assert torch.allclose(neurons.negative.write_z, -neurons.negative.z)
+
+
+def test_specialised_is_above_the_null(neurons):
+    hits = neurons.specialised(n=10**6)
+    bar = neurons.null.quantile(0.999)[0]
+    z = torch.maximum(neurons.positive.z[..., 0], neurons.negative.z[..., 0])
+    assert len(hits) == neurons.n_specialised() == int((z > bar).sum())
+    assert [hit.z for hit in hits] == sorted((hit.z for hit in hits), reverse=True)
+    assert len({hit.neuron for hit in hits}) == len(hits), "a neuron comes once"
+    assert len(neurons.specialised(n=10**6, quantile=0.5)) > len(hits)
+
+
+def test_the_null_of_structureless_directions_calls_few_specialised(W_U):
+    directions = torch.randn(4000, D, generator=torch.Generator().manual_seed(2))
+    plain = decode_directions(directions, W_U, k=1)
+    poles = torch.stack([plain.positive.z[0, :, 0], plain.negative.z[0, :, 0]])
+    assert 0.0002 < float((poles > plain.null.quantile(0.999)).float().mean()) < 0.004
+
+
+def test_a_null_quantile_needs_draws():
+    null = Null(torch.arange(100.0)[None], torch.arange(100.0)[None])
+    assert null.quantile(0.5)[0] == pytest.approx(49.5)
+    with pytest.raises(ValueError, match="100 draws"):
+        null.quantile(0.999)
+    with pytest.raises(ValueError, match="kurtosis"):
+        null.quantile(0.5, of="norm")
+
+
+def test_tracked_tokens_are_kept_for_every_neuron(neurons, W_U):
+    assert list(neurons.tracked) == [" w9", " w3"]
+    for hit in neurons.find(" w9", n=1000, pole="positive"):
+        assert neurons.tracked[" w9"][0, hit.neuron.index] == pytest.approx(hit.logit, abs=1e-5)
+        assert neurons.tracked_probs(9)[0, hit.neuron.index] == pytest.approx(hit.prob, rel=1e-4)
+    with pytest.raises(KeyError, match="not tracked"):
+        neurons.tracked[" w4"]
+
+
+def test_one_neuron(neurons):
+    one = neurons[0, 5]
+    assert neurons["L0N5"] == one == neurons[Neuron(0, 5)]
+    assert one.positive[0].token == " w9" and one.specialised
+    assert len(one.positive) == len(one.negative) == K
+    text = str(one)
+    assert "L0N5" in text and "' w9'" in text and "positive pole" in text and "specialised" in text
+    assert len(one.to_frame()) == 2 * K
+
+
+def test_a_neuron_that_is_not_there(neurons):
+    for neuron in ("L1N0", (0, N)):
+        with pytest.raises(KeyError, match=f"neurons 0 to {N - 1}"):
+            neurons[neuron]
+
+
+def test_a_hostile_vocabulary_is_escaped_in_a_notebook(neurons):
+    assert neurons[0, 8].positive[0].token == "<b>\u202ex</b>"
+    for shown in (neurons[0, 8], neurons.find(7), neurons):
+        html = shown._repr_html_()
+        assert "<b>" not in html and "\u202e" not in html and "&lt;b&gt;" in html
+    assert "\u202e" not in str(neurons[0, 8])
+
+
+def test_the_frame_holds_a_row_a_neuron_and_pole(neurons):
+    frame = neurons.to_frame()
+    assert len(frame) == 2 * N and frame.iloc[10]["neuron"] == "L0N5" and frame.iloc[10]["token"] == " w9"
+    assert frame.iloc[11]["pole"] == "negative" and len(frame.iloc[0]["tokens"]) == K
+    assert not frame.isna().any(axis=None)
+
+
+def test_hits_print_slice_and_frame(neurons):
+    hits = neurons.find(" w9", n=5)
+    assert isinstance(hits[0], Hit) and len(hits[1:3]) == 2 and hits[1:3][0] == hits[1]
+    assert "' w9'" in str(hits) and "write_z" in str(hits)
+    frame = hits.to_frame()
+    assert list(frame.columns) == list(Hit._fields) and frame["neuron"][0] in ("L0N5", "L0N6")
+    json.dumps(frame.to_dict("records"))
+    assert "none" in str(neurons.find(0, n=1, pole="positive")[:0])
+    assert pd.api.types.is_float_dtype(frame["z"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pole": "up"}, "pole: expected"),
+        ({"by": "size"}, "by: expected"),
+        ({"n": 0}, "n: expected"),
+    ],
+)
+def test_wrong_questions_are_refused(neurons, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        neurons.find(" w9", **arguments)
+
+
+def test_cosines_have_no_probabilities(W_U):
+    cosines = decode_directions(torch.randn(40, D), W_U, score="cosine", k=2)
+    assert float(cosines.positive.logits.max()) <= 1
+    for ask in (
+        lambda: cosines.positive.probs,
+        lambda: cosines.find(3, by="prob"),
+        lambda: cosines.tracked_probs(3),
+    ):
+        with pytest.raises(ValueError, match='score="dot"'):
+            ask()
+    assert cosines.find(3)[0].prob != cosines.find(3)[0].prob
+    assert "cosine" in str(cosines.find(3)) and "prob" not in str(cosines[0, 0])
+    assert cosines.to_frame()["prob"].isna().all()
+
+
+def test_few_directions_have_no_null(W_U):
+    few = decode_directions(torch.randn(3, D), W_U, k=2)
+    assert few.null is None and "null" not in repr(few) and "null" not in str(few[0, 0])
+    with pytest.raises(ValueError, match="too few to shuffle"):
+        few.specialised()
+
+
+def test_the_map_describes_itself(neurons):
+    text = repr(neurons)
+    for part in ("1 layers x 400 neurons", 'side "direction"', "k=4", "d_vocab=60", "null"):
+        assert part in text
+    assert len(neurons) == N and neurons.d_vocab == V and neurons.d_mlp == N and neurons.k == K

@@ -1,0 +1,129 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.test_neuron_map import Words
+from tl_flash import NeuronMap, decode_directions, storage
+
+
+@pytest.fixture(scope="module")
+def neurons():
+    generator = torch.Generator().manual_seed(0)
+    x, W_U = torch.randn(50, 8, generator=generator), torch.randn(8, 64, generator=generator)
+    return decode_directions(x, W_U, k=3, tokens=[" w5"], tokenizer=Words())
+
+
+@pytest.fixture
+def path(neurons, tmp_path):
+    neurons.save(tmp_path / "map.safetensors")
+    return tmp_path / "map.safetensors"
+
+
+def test_round_trip(neurons, path):
+    loaded = NeuronMap.load(path)
+    for name in ("norm", "mean", "std", "kurtosis"):
+        assert torch.equal(getattr(loaded, name), getattr(neurons, name))
+    for pole in ("positive", "negative"):
+        for name in ("ids", "logits", "log_z", "write_z", "probs", "z"):
+            assert torch.equal(getattr(getattr(loaded, pole), name), getattr(getattr(neurons, pole), name))
+        assert (getattr(loaded, pole).strings == getattr(neurons, pole).strings).all()
+    assert loaded.source == neurons.source and loaded.layers == neurons.layers
+    assert torch.equal(loaded.null.z, neurons.null.z)
+    assert str(loaded.find(" w5")) == str(neurons.find(" w5"))
+    assert torch.equal(loaded.tracked[" w5"], neurons.tracked[" w5"])
+    assert str(loaded["L0N3"]) == str(neurons["L0N3"])
+    assert loaded.vocab.nameless() == neurons.vocab.nameless() == [60, 61, 62, 63]
+
+
+def test_the_same_map_has_the_same_bytes(neurons, path, tmp_path):
+    NeuronMap.load(path).save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_provenance_is_kept(path):
+    source = NeuronMap.load(path).source
+    assert source.dtype == "float32" and source.fold_ln is True and len(source.fingerprint) == 32
+    assert source.versions["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_the_fingerprint_knows_every_weight(neurons):
+    generator = torch.Generator().manual_seed(0)
+    x, W_U = torch.randn(50, 8, generator=generator), torch.randn(8, 64, generator=generator)
+
+    def fingerprint(x, W_U):
+        return decode_directions(x, W_U, k=1).source.fingerprint
+
+    assert fingerprint(x, W_U) == neurons.source.fingerprint
+    assert fingerprint(x.T.contiguous().T, W_U.T.contiguous().T) == neurons.source.fingerprint, "layout is no value"
+    nudged = x.clone()
+    nudged[17, 3] = torch.nextafter(nudged[17, 3], torch.tensor(9.0))
+    assert fingerprint(nudged, W_U) != neurons.source.fingerprint
+    assert fingerprint(x.flip(0), W_U) != neurons.source.fingerprint
+    assert fingerprint(x, W_U.flip(0)) != neurons.source.fingerprint
+
+
+def test_an_altered_file_is_refused(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["positive.logits"][0, 3, 1] += 1e-3
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="altered"):
+        NeuronMap.load(path)
+
+
+def test_an_altered_header_is_refused(path):
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[storage.FORMAT])
+    header["side"] = "out"
+    save_file(load_file(path), path, {storage.FORMAT: json.dumps(header)})
+    with pytest.raises(ValueError, match="altered"):
+        NeuronMap.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_a_truncated_file_is_refused(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated"):
+        NeuronMap.load(path)
+
+
+def test_a_foreign_file_is_refused(path):
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="no map of tl_flash"):
+        NeuronMap.load(path)
+    path.write_text("not safetensors at all")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        NeuronMap.load(path)
+
+
+def test_a_newer_format_is_refused(path, neurons, monkeypatch):
+    monkeypatch.setattr(storage, "VERSION", 2)
+    neurons.save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 2, newer.*upgrade"):
+        NeuronMap.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such map"):
+        NeuronMap.load(tmp_path / "none.safetensors")
+
+
+def test_a_crash_on_the_way_leaves_the_old_file(path, neurons, monkeypatch):
+    before = path.read_bytes()
+
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    for place, name in ((storage, "save_file"), (os, "fsync"), (os, "replace")):
+        monkeypatch.setattr(place, name, crash)
+        with pytest.raises(OSError, match="no space"):
+            neurons.save(path)
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        assert os.listdir(path.parent) == [path.name], "no partial file stays"

@@ -1,0 +1,139 @@
+"""The command line: each command parses, calls one library function, and prints or writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tl_flash.hits import Hits
+    from tl_flash.neuron_map import NeuronMap
+    from tl_flash.reading import NeuronReading
+
+app = typer.Typer(
+    help="Say what each MLP neuron of a language model stands for, straight from its weights.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="A map that `tl-flash decode` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Count = Annotated[int, typer.Option("-n", help="How many at most.")]
+By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]
+
+
+@app.command()
+def decode(
+    model: Annotated[str, typer.Argument(help="A Hugging Face name or a model folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the map.")] = Path("map.safetensors"),
+    side: Annotated[str, typer.Option(help="in, gate or out.")] = "in",
+    score: Annotated[str, typer.Option(help="dot or cosine.")] = "dot",
+    k: Annotated[int, typer.Option("-k", help="Tokens to keep at each pole.")] = 10,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer to decode; give it again for more.")] = None,
+    token: Annotated[list[str] | None, typer.Option(help="A token whose logits to keep; give it again.")] = None,
+    fold_ln: Annotated[bool, typer.Option(help="Fold the norms' scales in.")] = True,
+    precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    surface: Annotated[str, typer.Option(help="Load as bridge or hooked (HookedTransformer).")] = "bridge",
+) -> None:
+    """Decode every MLP neuron of a model and write the map.
+
+    Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out`
+    """
+    from tl_flash import flash_decode, loading
+
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder to write the map to")
+    neurons = flash_decode(
+        loading.load(model, surface),
+        side=side,
+        score=score,
+        k=k,
+        layers=layer,
+        tokens=token,
+        fold_ln=fold_ln,
+        precision=precision,
+        device=device,
+    )
+    neurons.save(out)
+    typer.echo(f"{neurons}\nwrote {out}")
+
+
+@app.command()
+def find(
+    map: MapPath,
+    token: Annotated[str, typer.Argument(help="The token's exact string, leading space included.")],
+    n: Count = 10,
+    pole: Annotated[str, typer.Option(help="positive, negative or both.")] = "both",
+    by: By = "z",
+    as_json: Json = False,
+) -> None:
+    """Find the neurons whose top tokens hold a token.
+
+    Example: `tl-flash find gpt2.safetensors " dog" --by coherence`
+    """
+    _print([_load(map).find(token, n, pole, by)], as_json)
+
+
+@app.command()
+def show(
+    map: MapPath,
+    neurons: Annotated[list[str] | None, typer.Argument(help="Neurons such as L3N17; without, the best.")] = None,
+    n: Count = 20,
+    by: By = "z",
+    as_json: Json = False,
+) -> None:
+    """Show neurons: those named, or the most specialised.
+
+    Example: `tl-flash show gpt2.safetensors L3N17`
+    """
+    loaded = _load(map)
+    if neurons:
+        _print([loaded[name] for name in neurons], as_json)
+        return
+    if not as_json:
+        typer.echo(repr(loaded))
+    _print([loaded.specialised(n, by=by)], as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 1 for a refusal (told in one line), 2 for wrong usage, 130 when interrupted.
+    """
+    try:
+        app(args=argv, prog_name="tl-flash")
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _load(path: Path) -> NeuronMap:
+    from tl_flash import NeuronMap
+
+    return NeuronMap.load(path)
+
+
+def _print(results: Sequence[Hits | NeuronReading], as_json: bool) -> None:
+    """Print tables, or one JSON list of records."""
+    if not as_json:
+        typer.echo("\n\n".join(map(str, results)))
+        return
+    records = [record for result in results for record in result.to_frame().to_dict("records")]
+    typer.echo(json.dumps([_jsonable(record) for record in records], ensure_ascii=False))
+
+
+def _jsonable(record: dict[Any, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: null stands for what does not exist, such as a probability under the cosine score."""
+    return {str(name): None if value != value else value for name, value in record.items()}

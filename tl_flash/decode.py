@@ -1,0 +1,339 @@
+"""Where weights, kernel and map meet: decode every neuron of a model, or any directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from beartype import beartype
+from jaxtyping import Float, jaxtyped
+from torch import Tensor
+
+from tl_flash import kernel, models
+from tl_flash.kernel import Readout, Unembedding
+from tl_flash.neuron_map import NeuronMap, Source, Tracked
+from tl_flash.null import Null
+from tl_flash.progress import track
+from tl_flash.top_tokens import TopTokens
+from tl_flash.vocab import Vocab
+from tl_flash.weights import fingerprint, require_side
+
+NULL_DRAWS = 1024
+"""Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
+_FEWEST_TO_SHUFFLE = 32
+
+
+def flash_decode(
+    model: Any,
+    *,
+    side: str = "in",
+    score: str = "dot",
+    k: int = 10,
+    layers: Sequence[int] | None = None,
+    fold_ln: bool = True,
+    tokens: Sequence[str | int] | None = None,
+    ignore_tokens: Sequence[str | int] | None = None,
+    precision: str = "exact",
+    device: str | torch.device | None = None,
+    max_bytes: int | None = None,
+    progress: bool | None = None,
+    tokenizer: Any = None,
+) -> NeuronMap:
+    """Decode every MLP neuron of a model into the tokens that its weights stand for.
+
+    Each neuron's weight vector x is read through the unembedding (Davies 2025, arXiv 2501.02688, "Flash
+    Interpretability"): the logits x @ W_U' minus their vocabulary mean, and the probabilities
+    softmax(unembed(ln_final(x))) without bias or softcap. Both x and -x are decoded, since a gated neuron's
+    activation takes both signs. A label of side "in" names the token whose direction drives the neuron; whether the
+    neuron promotes that token is another matter, of which `write_z` gives a first idea and a clamp the proof.
+
+    Args:
+        model: a HookedTransformer or subclass, a TransformerBridge (with or without compatibility mode), or a
+            Hugging Face causal LM.
+        side: which vector of a neuron: "in" (W_in, the up-projection in a gated MLP), "gate" (W_gate) or "out" (W_out).
+        score: "dot" (the paper's), or "cosine" of direction and unembedding column.
+        k: tokens to keep at each pole.
+        layers: which layers; all by default.
+        fold_ln: fold the norms' scales in as `HookedTransformer.from_pretrained` does. The result then does not
+            depend on how the model was loaded. False reads the weights as the model holds them: on an unprocessed
+            model the paper's literal ``lm_head @ up_proj``.
+        tokens: tokens whose logits to keep for every neuron, in `NeuronMap.tracked`.
+        ignore_tokens: tokens never to report (special or untrained ones). Statistics still run over the whole
+            vocabulary. Ids past the tokenizer's vocabulary are never reported.
+        precision: "exact" proves every neuron's top tokens; "fast" leaves out the proof.
+        device: where to compute; by default where W_U is.
+        max_bytes: scratch memory.
+        progress: a bar; by default on a terminal or in a notebook.
+        tokenizer: names the tokens of a model that holds no tokenizer, such as a Hugging Face one.
+
+    Returns:
+        NeuronMap: tensors [layer, neuron, ...] on the CPU.
+
+    Raises:
+        TypeError: `model` is none of the above.
+        ValueError: an unknown side, score, precision, layer or token, no layers, a k below 1 or above what can be
+            reported, a layer without a dense MLP, or NaN or infinite weights.
+
+    Example:
+        >>> neurons = flash_decode(model, k=3)
+        >>> neurons.positive.ids.shape == (model.cfg.n_layers, neurons.d_mlp, 3)
+        True
+        >>> neurons["L0N5"].positive[0].token == neurons.positive.strings[0, 5, 0]
+        True
+    """
+    weights = models.read(model, tokenizer=tokenizer)
+    chosen = _chosen_layers(layers, weights.n_layers)
+    require_side(side, weights.sides)
+    vocab = weights.vocab
+    tracked = vocab.ids(tokens or [])
+    unembedding = kernel.prepare(
+        weights.W_U,
+        gain=weights.final_gain if fold_ln else None,
+        centre=weights.centre and fold_ln,
+        score=score,
+        ignore=vocab.nameless() + vocab.ids(ignore_tokens or []),
+        device=device,
+        precision=precision,
+    )
+    uncentred = weights.centre and not fold_ln
+    readouts, draws, write_z = [], [], []
+    for layer in track(chosen, f'decoding "{side}"', progress):
+        x = weights.directions(layer, side, fold_ln=fold_ln)
+        rows = torch.cat([x, _shuffled(x, seed=layer)])
+        norm = (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if uncentred else None
+        try:
+            both = kernel.decode(rows, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}, side {side!r}: {error}") from error
+        readouts.append(_rows(both, slice(len(x))))
+        draws.append(_rows(both, slice(len(x), None)))
+        writes = x if side == "out" else weights.directions(layer, "out", fold_ln=fold_ln)
+        write_z.append(_write_z(writes, readouts[-1].ids, unembedding))
+    return _assemble(
+        readouts,
+        write_z,
+        draws,
+        vocab,
+        tracked,
+        side=side,
+        score=score,
+        n_layers=weights.n_layers,
+        layers=tuple(chosen),
+        d_model=weights.d_model,
+        source=Source(
+            model=weights.name,
+            model_class=weights.class_name,
+            fingerprint=weights.fingerprint(chosen, side),
+            dtype=str(weights.W_U.dtype).removeprefix("torch."),
+            fold_ln=fold_ln,
+            precision=precision,
+            repaired=sum(readout.repaired for readout in readouts),
+            versions=_versions(),
+        ),
+    )
+
+
+@jaxtyped(typechecker=beartype)
+def decode_directions(
+    directions: Float[Tensor, "n d_model"],
+    model_or_W_U: Any,
+    *,
+    score: str = "dot",
+    k: int = 10,
+    fold_ln: bool = True,
+    tokens: Sequence[str | int] | None = None,
+    ignore_tokens: Sequence[str | int] | None = None,
+    precision: str = "exact",
+    device: str | torch.device | None = None,
+    max_bytes: int | None = None,
+    tokenizer: Any = None,
+) -> NeuronMap:
+    """Decode any directions of the residual stream: SAE decoder rows, transcoders, probes, steering vectors.
+
+    Args:
+        directions: a direction a row, in the basis of the model's residual stream (of an unprocessed model, where
+            the model is one).
+        model_or_W_U: a model as `flash_decode` takes it, whose final norm's scale is folded in, or an unembedding
+            [d_model, d_vocab] that is used as it is.
+        score: as in `flash_decode`, and so are k, fold_ln, tokens, ignore_tokens, precision, device, max_bytes and
+            tokenizer.
+        k: tokens to keep at each pole.
+        fold_ln: fold the final norm's scale in.
+        tokens: tokens whose logits to keep.
+        ignore_tokens: tokens never to report.
+        precision: "exact" or "fast".
+        device: where to compute.
+        max_bytes: scratch memory.
+        tokenizer: names the tokens.
+
+    Returns:
+        NeuronMap of one layer, 0, with side "direction": direction i is "L0N<i>", and `write_z` is its own z-score.
+        From 32 directions on it has a null, which shuffles each coordinate over the directions given.
+
+    Raises:
+        TypeError: wrong shapes, or no model.
+        ValueError: as in `flash_decode`; or directions that are empty, zero, or not finite.
+
+    Example:
+        >>> dictionary = torch.randn(100, model.cfg.d_model)
+        >>> decode_directions(dictionary, model, k=3).positive.ids.shape
+        torch.Size([1, 100, 3])
+    """
+    if len(directions) == 0:
+        raise ValueError("directions: expected at least one row, got none")
+    if torch.is_tensor(model_or_W_U):
+        W_U, gain, centre, vocab = model_or_W_U, None, False, Vocab.of_tokenizer(tokenizer, model_or_W_U.shape[-1])
+        name, class_name = "unembedding", "Tensor"
+    else:
+        weights = models.read(model_or_W_U, tokenizer=tokenizer)
+        W_U, vocab, name, class_name = weights.W_U, weights.vocab, weights.name, weights.class_name
+        gain, centre = (weights.final_gain, weights.centre) if fold_ln else (None, False)
+    tracked = vocab.ids(tokens or [])
+    unembedding = kernel.prepare(
+        W_U,
+        gain=gain,
+        centre=centre,
+        score=score,
+        ignore=vocab.nameless() + vocab.ids(ignore_tokens or []),
+        device=device,
+        precision=precision,
+    )
+    x = directions.detach().float()
+    drawn = _shuffled(x, seed=0) if len(x) >= _FEWEST_TO_SHUFFLE else x[:0]
+    both = kernel.decode(torch.cat([x, drawn]), unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
+    readout = _rows(both, slice(len(x)))
+    signs = torch.tensor([1.0, -1.0])[:, None, None]
+    return _assemble(
+        [readout],
+        [signs * readout.logits / readout.std[:, None]],
+        [_rows(both, slice(len(x), None))] if len(drawn) else None,
+        vocab,
+        tracked,
+        side="direction",
+        score=score,
+        n_layers=1,
+        layers=(0,),
+        d_model=x.shape[1],
+        source=Source(
+            model=name,
+            model_class=class_name,
+            fingerprint=fingerprint(W_U.T, directions),
+            dtype=str(directions.dtype).removeprefix("torch."),
+            fold_ln=fold_ln,
+            precision=precision,
+            repaired=readout.repaired,
+            versions=_versions(),
+        ),
+    )
+
+
+def _chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    chosen = list(range(n_layers)) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("layers: expected at least one layer, got an empty list; leave it out to decode all")
+    for layer in chosen:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise TypeError(f"layers: expected whole numbers, got {layer!r}")
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"layers: expected layers from 0 to {n_layers - 1}, got {layer}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers: expected each layer once, got {chosen}")
+    return [int(layer) for layer in chosen]
+
+
+def _shuffled(x: Float[Tensor, "n d_model"], *, seed: int) -> Float[Tensor, "draw d_model"]:
+    """Directions whose coordinates each come from a row of its own, drawn at random: no row's structure is left."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(x), (NULL_DRAWS, x.shape[1]), generator=generator)
+    return x.gather(0, rows.to(x.device))
+
+
+def _rows(readout: Readout, rows: slice) -> Readout:
+    """The same readout of some of its rows."""
+    return Readout(
+        ids=readout.ids[:, rows],
+        logits=readout.logits[:, rows],
+        log_z=readout.log_z[:, rows],
+        norm=readout.norm[rows],
+        mean=readout.mean[rows],
+        std=readout.std[rows],
+        kurtosis=readout.kurtosis[rows],
+        tracked=readout.tracked[rows],
+        repaired=readout.repaired,
+    )
+
+
+def _write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembedding) -> Float[Tensor, "2 n k"]:
+    """Z-scores of each neuron's listed tokens in its own write direction."""
+    _, n, k = ids.shape
+    scores = kernel.token_scores(writes, ids.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
+    _, std = kernel.moments(writes, unembedding)
+    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2)
+
+
+def _assemble(
+    readouts: list[Readout],
+    write_z: list[Tensor],
+    draws: list[Readout] | None,
+    vocab: Vocab,
+    tracked: list[int],
+    *,
+    side: str,
+    score: str,
+    n_layers: int,
+    layers: tuple[int, ...],
+    d_model: int,
+    source: Source,
+) -> NeuronMap:
+    def stack(name: str) -> Tensor:
+        return torch.stack([getattr(readout, name) for readout in readouts])
+
+    norm, std = stack("norm"), stack("std")
+    ids, logits, log_z, writes = stack("ids"), stack("logits"), stack("log_z"), torch.stack(write_z)
+    positive, negative = (
+        TopTokens(
+            ids=ids[:, pole].contiguous(),
+            logits=logits[:, pole].contiguous(),
+            log_z=log_z[:, pole].contiguous(),
+            write_z=writes[:, pole].contiguous(),
+            std=std,
+            tau=d_model**0.5 / norm,
+            vocab=vocab,
+            score=score,
+        )
+        for pole in (0, 1)
+    )
+    return NeuronMap(
+        side=side,
+        score=score,
+        n_layers=n_layers,
+        layers=layers,
+        d_model=d_model,
+        source=source,
+        vocab=vocab,
+        positive=positive,
+        negative=negative,
+        norm=norm,
+        mean=stack("mean"),
+        std=std,
+        kurtosis=stack("kurtosis"),
+        null=None if draws is None else _null(draws),
+        tracked=Tracked(tracked, stack("tracked").permute(2, 0, 1).contiguous(), vocab),
+    )
+
+
+def _null(draws: list[Readout]) -> Null:
+    z = [(draw.logits[..., 0] / draw.std).flatten().sort().values for draw in draws]
+    return Null(torch.stack(z), torch.stack([draw.kurtosis.sort().values for draw in draws]))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("tl_flash", "torch", "transformer-lens", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
