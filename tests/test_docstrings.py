@@ -20,7 +20,7 @@ def examples():
                 yield pytest.param(test, id=test.name)
 
 
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", list(examples()))
 def test_example(example, bridge):
     example.globs |= {"model": bridge, "torch": torch} | {name: getattr(tl_flash, name) for name in tl_flash.__all__}
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -155,7 +155,7 @@ def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
     def tensor(key: str) -> Tensor:
         return _floating(model.get_parameter(key).detach(), key)
 
-    W_U = tensor(names.unembedding).T
+    W_U = _floating(model.get_output_embeddings().weight.detach(), "W_U").T
     n_layers = config.num_hidden_layers
     first = layer_from_tensors(names, 0, tensor)
     return MLPWeights(
