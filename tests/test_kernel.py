@@ -1,0 +1,444 @@
+"""The engine against its plain definition in float64."""
+
+import math
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_flash.kernel import Readout, decode, moments, prepare, reference_decode, token_scores
+
+FLOAT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+STATISTICS = ["logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked"]
+
+
+def truth(x, W_U, *, gain=None, norm=None, **options) -> Readout:
+    def wide(t):
+        return None if t is None else t.double()
+
+    return reference_decode(wide(x), wide(W_U), gain=wide(gain), norm=wide(norm), dtype=torch.float64, **options)
+
+
+def assert_same_tokens(ours: Readout, x, W_U, *, gain=None, centre=False, score="dot", **options):
+    """Ids equal those of float64, except where float64 cannot tell the two tokens apart."""
+    right = truth(x, W_U, gain=gain, centre=centre, score=score, **options)
+    for pole, row, rank in (ours.ids != right.ids).nonzero().tolist():
+        two = torch.stack([ours.ids[pole, row, rank], right.ids[pole, row, rank]]).long()
+        W = W_U[:, two].double() if gain is None else gain.double()[:, None] * W_U[:, two].double()
+        v = x[row].double() - (x[row].double().mean() if centre else 0)
+        W = W - (W.mean(0) if centre else 0)
+        gap = (v @ W).diff().abs() if score == "dot" else (v @ (W / W.norm(dim=0))).diff().abs()
+        longest = W.norm(dim=0).max() if score == "dot" else 1
+        assert gap <= 1e-13 * v.norm() * longest, f"pole {pole}, row {row}, rank {rank}: tokens {two.tolist()}"
+
+
+def assert_no_worse_than_plain(ours, plain, right, *, eps):
+    """|truth - kernel| <= |truth - naive| + eps, in the worst row, for each number."""
+    for name in STATISTICS:
+        a, b, c = (getattr(r, name) for r in (ours, plain, right))
+        scale = c.abs().amax().clamp(min=1e-30)
+        assert (a - c).abs().amax() <= (b - c).abs().amax() + eps * scale, name
+
+
+def assert_equal(a: Readout, b: Readout, *, tolerance: float = 0.0):
+    """The same tokens and scores to the bit, statistics within a relative tolerance."""
+    assert torch.equal(a.ids, b.ids)
+    assert torch.equal(a.logits, b.logits)
+    for name in STATISTICS[1:]:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def draw(n, d_model, d_vocab, *, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d_model, generator=generator)
+    W_U = torch.randn(d_model, d_vocab, generator=generator) / math.sqrt(d_model)
+    return x.to(dtype), W_U.to(dtype), torch.rand(d_model, generator=generator) + 0.5
+
+
+# The definition -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("with_gain", [False, True])
+@pytest.mark.parametrize("shape", [(255, 123, 507), (31, 64, 5003), (4, 16, 17), (3, 5, 4)])
+def test_decode_is_its_definition(shape, score, centre, with_gain):
+    x, W_U, gain = draw(*shape)
+    gain = gain if with_gain else None
+    options = {"gain": gain, "centre": centre, "score": score}
+    unembedding = prepare(W_U, ignore=[3, 5] if shape[2] > 5 else None, **options)
+    more = {"k": min(10, shape[2]), "tracked": [0], "ignore": [3, 5] if shape[2] > 5 else None}
+    ours = decode(x, unembedding, k=more["k"], tracked=[0])
+    assert_same_tokens(ours, x, W_U, **options, **more)
+    for name in STATISTICS:
+        expected = getattr(truth(x, W_U, **options, **more), name)
+        torch.testing.assert_close(getattr(ours, name), expected, rtol=3e-5, atol=1e-5, equal_nan=True)
+
+
+def test_definition_on_paper():
+    W_U = torch.tensor([[1.0, 0.0, -1.0, 0.0], [0.0, 2.0, 0.0, -2.0]])
+    ours = decode(torch.tensor([[3.0, 0.0]]), prepare(W_U), k=4, tracked=[2])
+    assert ours.ids.tolist() == [[[0, 1, 3, 2]], [[2, 1, 3, 0]]]  # tokens 1 and 3 tie, the lower id first
+    assert ours.logits.tolist() == [[[3.0, 0.0, 0.0, -3.0]], [[3.0, 0.0, 0.0, -3.0]]]
+    assert ours.tracked.tolist() == [[-3.0]]
+    top = math.sqrt(2)  # tau * s = sqrt(2) / 3 * 3
+    assert ours.log_z[0].item() == pytest.approx(math.log(math.exp(top) + 2 + math.exp(-top)))
+    assert ours.std.item() == pytest.approx(math.sqrt(4.5))
+    assert ours.kurtosis.item() == pytest.approx(40.5 / 4.5**2 - 3)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_numbers_are_as_good_as_plain_float32(dtype):
+    x, W_U, gain = draw(200, 300, 2000, dtype=dtype)
+    W_U = W_U + 0.2 * W_U[:, :1]  # a common part, as trained unembeddings have: means far from 0
+    x[:, 0] *= 40
+    options = {"gain": gain, "centre": True, "k": 7, "tracked": [11, 0, 11]}
+    ours = decode(x, prepare(W_U, gain=gain, centre=True), k=7, tracked=[11, 0, 11])
+    right = truth(x, W_U, **options)
+    assert_same_tokens(ours, x, W_U, **options)
+    assert_no_worse_than_plain(ours, reference_decode(x, W_U, **options), right, eps=2e-7)
+
+
+def test_statistics_of_large_scores_do_not_overflow():
+    x, W_U, _ = draw(8, 32, 400)
+    W_U[:, 7] *= 1e4  # tau * s in the tens of thousands
+    ours, right = decode(x, prepare(W_U)), truth(x, W_U)
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(ours, name), getattr(right, name), rtol=1e-5, atol=1e-2)
+
+
+def test_own_norm_can_be_overridden():
+    x, W_U, _ = draw(20, 16, 100)
+    norm = torch.rand(20) + 0.1
+    ours, right = decode(x, prepare(W_U), norm=norm), truth(x, W_U, norm=norm)
+    torch.testing.assert_close(ours.log_z, right.log_z)
+    torch.testing.assert_close(ours.norm, norm)
+    assert torch.equal(ours.ids, decode(x, prepare(W_U)).ids)
+
+
+def test_ignored_tokens_are_not_reported_but_counted():
+    x, W_U, _ = draw(40, 24, 333)
+    free = decode(x, prepare(W_U), k=5)
+    ignored = free.ids[:, :, 0].unique()
+    ours = decode(x, prepare(W_U, ignore=ignored), k=5)
+    assert not torch.isin(ours.ids, ignored).any()
+    assert_same_tokens(ours, x, W_U, ignore=ignored, k=5)
+    for name in ["log_z", "mean", "std", "kurtosis"]:
+        assert torch.equal(getattr(ours, name), getattr(free, name))
+
+
+def test_a_zero_column_has_cosine_0():
+    x, W_U, _ = draw(9, 8, 40)
+    W_U[:, 4] = 0
+    ours = decode(x, prepare(W_U, score="cosine"), tracked=[4])
+    assert not ours.tracked.any()
+    assert_same_tokens(ours, x, W_U, score="cosine")
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_token_scores_and_moments(score):
+    x, W_U, gain = draw(50, 40, 600)
+    unembedding = prepare(W_U, gain=gain, centre=True, score=score)
+    options = {"gain": gain, "centre": True, "score": score}
+    ids = torch.randint(600, (50, 3))
+    every = truth(x, W_U, tracked=range(600), **options)
+    torch.testing.assert_close(token_scores(x, ids, unembedding), every.tracked.gather(1, ids))
+    mean, std = moments(x, unembedding)
+    torch.testing.assert_close(mean, every.mean)
+    torch.testing.assert_close(std, every.std)
+
+
+# Exactness ------------------------------------------------------------------------------------------------------------
+
+
+def heavy_tailed(x, W_U):
+    return x / torch.rand_like(x), W_U / torch.rand_like(W_U).square()
+
+
+def near_tied(x, W_U):
+    return x, W_U[:, :1] + 1e-7 * W_U
+
+
+def one_huge_column(x, W_U):
+    W_U[:, W_U.shape[1] // 2] *= 1e5
+    return x, W_U
+
+
+def some_huge_columns(x, W_U):
+    W_U[:, ::7] *= 1e3
+    return x, W_U
+
+
+def short_and_long(x, W_U):
+    return x * torch.tensor([1e-6, 1e6]).repeat(len(x))[: len(x), None], W_U
+
+
+def duplicated(x, W_U):
+    return x, W_U[:, torch.arange(W_U.shape[1]) % 23]
+
+
+def few_values(x, W_U):
+    return x.sign(), W_U.sign()
+
+
+def large_mean(x, W_U):
+    return x, W_U + 30 * W_U[:, :1]
+
+
+FAMILIES = [
+    heavy_tailed,
+    near_tied,
+    one_huge_column,
+    some_huge_columns,
+    short_and_long,
+    duplicated,
+    few_values,
+    large_mean,
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    family=st.sampled_from(FAMILIES),
+    n=st.integers(1, 40),
+    d_model=st.integers(2, 80),
+    d_vocab=st.integers(1, 400),
+    k=st.integers(1, 30),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(FLOAT_DTYPES[1:3]),
+    score=st.sampled_from(["dot", "cosine"]),
+)
+def test_tokens_are_those_of_float64(family, n, d_model, d_vocab, k, seed, dtype, score):
+    x, W_U, gain = draw(n, d_model, d_vocab, seed=seed)
+    x, W_U = (t.to(dtype) for t in family(x, W_U))
+    k = min(k, d_vocab)
+    ours = decode(x, prepare(W_U, gain=gain, score=score), k=k)
+    assert_same_tokens(ours, x, W_U, gain=gain, score=score, k=k)
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_equal_tokens_tie_exactly_and_come_in_order(score):
+    x, W_U, _ = draw(64, 37, 30)
+    copies = 40
+    W_U = W_U.repeat(1, copies)  # token t, t + 30, t + 60 ... are equal
+    ours = decode(x, prepare(W_U, score=score), k=copies + 1)
+    first = ours.ids[..., :copies]
+    assert (ours.logits[..., :copies] == ours.logits[..., :1]).all()
+    assert torch.equal(first, first[..., :1] + 30 * torch.arange(copies, dtype=torch.int32))
+    assert (first[..., 0] < 30).all()
+    assert (ours.ids[..., copies] < 30).all()
+
+
+def test_rows_without_proof_are_repaired_and_counted():
+    x, W_U, _ = draw(64, 37, 900)
+    tied = torch.cat([W_U, W_U[:, :1].repeat(1, 100)], 1)  # more equal tokens than candidates
+    x[:8] = W_U[:, 0]
+    exact, fast = decode(x, prepare(tied)), decode(x, prepare(tied, precision="fast"))
+    assert exact.ids[0, :8].tolist() == [[0, *range(900, 909)]] * 8
+    assert exact.repaired >= 8
+    assert fast.repaired == 0
+    assert decode(x, prepare(W_U)).repaired == 0
+
+
+# Invariances ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_does_not_depend_on_tiles_or_threads(dtype):
+    x, W_U, gain = draw(255, 123, 5070, dtype=dtype)
+    unembedding = prepare(W_U, gain=gain, centre=True)
+    whole = decode(x, unembedding, tracked=[1, 2])
+    for max_bytes in [2 * 2**20, 5 * 2**20, 11 * 2**20]:
+        assert_equal(decode(x, unembedding, tracked=[1, 2], max_bytes=max_bytes), whole, tolerance=2e-6)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert_equal(decode(x, unembedding, tracked=[1, 2]), whole, tolerance=2e-6)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_rows_do_not_depend_on_each_other():
+    x, W_U, _ = draw(20, 64, 1000)
+    unembedding = prepare(W_U)
+    whole = decode(x, unembedding)
+    for row in range(0, 20, 7):
+        alone = decode(x[row : row + 1], unembedding)
+        assert torch.equal(alone.ids[:, 0], whole.ids[:, row])
+        assert torch.equal(alone.logits[:, 0], whole.logits[:, row])
+
+
+def test_permuting_the_vocabulary_permutes_the_ids():
+    x, W_U, _ = draw(50, 40, 1234)
+    order = torch.randperm(1234)
+    there, here = decode(x, prepare(W_U[:, order])), decode(x, prepare(W_U))
+    assert torch.equal(order[there.ids.long()].int(), here.ids)
+    assert_equal_numbers(there, here)
+
+
+def assert_equal_numbers(a, b):
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-5, atol=1e-5)
+
+
+def test_the_poles_of_minus_x_are_swapped():
+    x, W_U, _ = draw(50, 40, 1234)
+    there, here = decode(-x, prepare(W_U)), decode(x, prepare(W_U))
+    assert torch.equal(there.ids, here.ids.flip(0))
+    assert torch.equal(there.logits, here.logits.flip(0))
+    torch.testing.assert_close(there.log_z, here.log_z.flip(0))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.3, 1e6])
+def test_length_changes_neither_tokens_nor_probabilities(scale):
+    x, W_U, _ = draw(50, 40, 1234)
+    there, here = decode(x.double() * scale, prepare(W_U)), decode(x, prepare(W_U))
+    assert torch.equal(there.ids, here.ids)
+    torch.testing.assert_close(there.log_z, here.log_z)
+    torch.testing.assert_close(there.kurtosis, here.kurtosis)
+    torch.testing.assert_close(there.logits / there.std[..., None], here.logits / here.std[..., None])
+    torch.testing.assert_close(there.logits, here.logits * scale)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_scale_of_W_U_does_not_matter_to_the_screen(scale):
+    x, W_U, _ = draw(20, 16, 300)
+    there, right = decode(x, prepare(W_U * scale)), truth(x, W_U * scale)
+    assert torch.equal(there.ids, right.ids)
+    torch.testing.assert_close(there.kurtosis, right.kurtosis)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_W_U_may_have_any_strides(dtype):
+    x, W_U, _ = draw(20, 30, 700, dtype=dtype)
+    here = decode(x, prepare(W_U))
+    wide = torch.zeros(60, 1400, dtype=dtype)
+    wide[::2, ::2] = W_U
+    for held in [W_U.T.contiguous().T, wide[::2, ::2]]:
+        assert_equal(decode(x, prepare(held)), here, tolerance=2e-6)
+
+
+def test_no_directions_make_an_empty_readout():
+    _, W_U, _ = draw(1, 16, 50)
+    empty = decode(torch.empty(0, 16), prepare(W_U), k=3)
+    assert empty.ids.shape == (2, 0, 3)
+    assert empty.repaired == 0
+
+
+def test_callers_settings_neither_reach_the_product_nor_are_left_changed():
+    x, W_U, _ = draw(30, 200, 900)
+    x.requires_grad_()
+    here = decode(x, prepare(W_U))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            there = decode(x, prepare(W_U))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert_equal(there, here)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import resource, sys, torch
+from tl_flash.kernel import decode, prepare, reference_decode
+torch.set_num_threads(1)
+x, W_U = torch.randn(3072, 256), torch.randn(256, 50257, dtype=getattr(torch, sys.argv[2])) / 16
+decode(x[:64, :8].contiguous(), prepare(W_U[:8, :500].contiguous()))  # code pages and thread pools, once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "decode":
+    decode(x, prepare(W_U), max_bytes=64 * 2**20)
+else:
+    reference_decode(x[:512], W_U)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def grown_mib(what, dtype):
+    done = subprocess.run([sys.executable, "-c", MEMORY, what, dtype], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_stays_within_the_budget(dtype):
+    low_precision_copy, results = 256 * 50257 * 2 / 2**20, 3072 * (2 * 10 * 8 + 6 * 4) / 2**20
+    assert grown_mib("decode", dtype) < 64 + low_precision_copy + results + 40
+
+
+def test_the_memory_test_can_fail():
+    assert grown_mib("reference", "float32") > 64 + 256 * 50257 * 2 / 2**20 + 1 + 40
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def with_value(shape, value, at):
+    x = torch.randn(shape)
+    x[at] = value
+    return x
+
+
+W = torch.randn(8, 50)
+X = torch.randn(6, 8)
+
+REFUSALS = [
+    (lambda: prepare([[1.0]]), TypeError, r"W_U: expected a torch.Tensor, got list"),
+    (lambda: prepare(torch.ones(3, 4).long()), TypeError, r"W_U: expected a float dtype, got torch.int64"),
+    (lambda: prepare(torch.ones(4)), ValueError, r"W_U: expected shape \[d_model, d_vocab\], got \[4\]"),
+    (lambda: prepare(torch.ones(4, 0)), ValueError, r"W_U: expected at least one token .* got shape \[4, 0\]"),
+    (lambda: prepare(with_value((8, 50), math.nan, (1, 2))), ValueError, r"W_U: expected finite weights"),
+    (lambda: prepare(with_value((8, 50), math.inf, (1, 2))), ValueError, r"W_U: expected finite weights"),
+    (
+        lambda: prepare(with_value((8, 50), math.nan, (1, 2)), score="cosine"),
+        ValueError,
+        r"W_U: expected finite weights",
+    ),
+    (lambda: prepare(W, gain=torch.ones(7)), ValueError, r"gain: expected shape \[8\].* got \[7\]"),
+    (lambda: prepare(W, gain=torch.ones(8).int()), TypeError, r"gain: expected a float dtype"),
+    (lambda: prepare(W, gain=with_value(8, math.inf, 1)), ValueError, r"gain: expected finite scales"),
+    (lambda: prepare(W, score="angle"), ValueError, r"score: expected one of 'dot', 'cosine', got 'angle'"),
+    (lambda: prepare(W, precision="low"), ValueError, r"precision: expected one of 'exact', 'fast', got 'low'"),
+    (lambda: prepare(W, ignore=[50]), ValueError, r"ignore: expected token ids from 0 to 49, got 50"),
+    (lambda: prepare(W, ignore=[1.5]), TypeError, r"ignore: expected token ids, whole numbers, got torch.float32"),
+    (lambda: prepare(W, ignore=[[1]]), ValueError, r"ignore: expected a flat sequence"),
+    (lambda: decode(X.tolist(), prepare(W)), TypeError, r"x: expected a torch.Tensor, got list"),
+    (lambda: decode(X.long(), prepare(W)), TypeError, r"x: expected a float dtype"),
+    (lambda: decode(X[0], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[8\]"),
+    (lambda: decode(X[:, :7], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[6, 7\]"),
+    (lambda: decode(with_value((6, 8), math.nan, 4), prepare(W)), ValueError, r"x: expected finite .* row 4"),
+    (lambda: decode(with_value((6, 8), 0, 5), prepare(W)), ValueError, r"x: .* not zero .* row 5"),
+    (lambda: decode(with_value((6, 8), 0.1, 5), prepare(W, centre=True)), ValueError, r"x: .* not zero .* row 5"),
+    (lambda: decode(X, prepare(W, gain=torch.zeros(8))), ValueError, r"x: .* not zero .* row 0"),
+    (lambda: decode(X, prepare(W), k=0), ValueError, r"k: expected 1 to 50, .* got 0"),
+    (lambda: decode(X, prepare(W, ignore=[7]), k=50), ValueError, r"k: expected 1 to 49, .* got 50"),
+    (lambda: decode(X, prepare(W), k=2.0), TypeError, r"k: expected a whole number of tokens, got float"),
+    (lambda: decode(X, prepare(W), tracked=[-1]), ValueError, r"tracked: expected token ids from 0 to 49, got -1"),
+    (lambda: decode(X, prepare(W), norm=torch.ones(5)), ValueError, r"norm: expected shape \[6\].* got \[5\]"),
+    (lambda: decode(X, prepare(W), norm=with_value(6, 0, 2).abs()), ValueError, r"norm: .* got 0.0 in row 2"),
+    (lambda: decode(X, prepare(W), max_bytes=1000), ValueError, r"max_bytes: expected at least \d+ .* got 1000"),
+    (lambda: token_scores(X, torch.zeros(5, 2).long(), prepare(W)), ValueError, r"ids: expected shape \[6, m\]"),
+    (lambda: token_scores(X, torch.full((6, 2), 50), prepare(W)), ValueError, r"ids: expected token ids from 0"),
+    (lambda: moments(X[:, :3], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[6, 3\]"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSALS, ids=[message[:40] for *_, message in REFUSALS])
+def test_refusals_say_what_was_expected(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_every_field_of_a_readout_is_on_the_cpu():
+    x, W_U, _ = draw(3, 8, 50)
+    readout = decode(x, prepare(W_U), k=2)
+    tensors = [getattr(readout, f.name) for f in fields(readout) if f.name != "repaired"]
+    assert all(t.device.type == "cpu" for t in tensors)
+    assert readout.ids.dtype == torch.int32
+    assert all(t.dtype == torch.float32 for t in tensors[1:])
