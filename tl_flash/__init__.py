@@ -1,9 +1,20 @@
 """Say what each MLP neuron of a language model stands for, straight from its weights, and test it causally."""
 
+from tl_flash.compare import Comparison, compare
 from tl_flash.decode import decode_directions, flash_decode
 from tl_flash.hits import Hit, Hits
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import Neuron
 from tl_flash.top_tokens import TopTokens
 
-__all__ = ["Hit", "Hits", "Neuron", "NeuronMap", "TopTokens", "decode_directions", "flash_decode"]
+__all__ = [
+    "Comparison",
+    "Hit",
+    "Hits",
+    "Neuron",
+    "NeuronMap",
+    "TopTokens",
+    "compare",
+    "decode_directions",
+    "flash_decode",
+]
