@@ -1,0 +1,61 @@
+"""Models that any test may ask for; none of them comes from the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when imported
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from tests import families  # noqa: E402
+from tl_flash import loading  # noqa: E402
+
+needs_hooked_transformer = "TransformerLens 4 has no HookedTransformer"
+
+
+@pytest.fixture(scope="session")
+def stories_path():
+    """The folder of a trained Llama, which is no part of this repository."""
+    path = Path(__file__).parents[2] / "shared" / "models" / "stories260k"
+    if not path.is_dir():
+        pytest.skip(f"no trained model at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories_bridge(stories_path):
+    return _stories(stories_path, "bridge")
+
+
+@pytest.fixture(scope="session")
+def stories_hooked(stories_path):
+    if not families.HAS_HOOKED_TRANSFORMER:
+        pytest.skip(needs_hooked_transformer)
+    return _stories(stories_path, "hooked")
+
+
+def _stories(path, surface):
+    model = loading.load(str(path), surface)
+    assert (model.cfg.n_layers, model.cfg.d_mlp, model.cfg.d_model, model.cfg.d_vocab) == (5, 172, 64, 512)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """72 byte-level BPE tokens, " dog" and " cat" among them; the d_vocab of the tiny models is 97."""
+    return families.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def bridge():
+    """A tiny random Llama as TransformerBridge: 2 layers, d_mlp 52, d_model 40."""
+    return families.build("llama", "bridge")
+
+
+@pytest.fixture(scope="session")
+def hooked():
+    """The same Llama as HookedTransformer, folded."""
+    if not families.HAS_HOOKED_TRANSFORMER:
+        pytest.skip(needs_hooked_transformer)
+    return families.build("llama", "hooked")
