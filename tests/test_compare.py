@@ -77,7 +77,7 @@ def test_it_prints(comparison):
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"k": 4}, "k"), ({"score": "cosine"}, "score"), ({"fold_ln": False}, "fold_ln")],
+    [({"k": 4}, "k"), ({"score": "cosine"}, "score")],
 )
 def test_maps_made_otherwise_are_refused(x, W_U, options, what):
     with pytest.raises(ValueError, match=f"same {what} as a"):
@@ -90,6 +90,8 @@ def test_maps_of_other_shape_side_or_vocabulary_are_refused(x, W_U):
         compare(a, decoded(x[1:], W_U))
     with pytest.raises(ValueError, match="same d_vocab"):
         compare(a, decode_directions(x, W_U[:, 1:], k=5))
+    with pytest.raises(ValueError, match="same fold_ln"):
+        compare(a, dataclasses.replace(a, source=dataclasses.replace(a.source, fold_ln=True)))
     with pytest.raises(ValueError, match="same side"):
         compare(a, dataclasses.replace(a, side="out"))
     strings = ["other", *a.vocab.strings[1:]]

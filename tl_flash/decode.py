@@ -221,7 +221,7 @@ def decode_directions(
             model_class=class_name,
             fingerprint=fingerprint(W_U.T, directions),
             dtype=str(directions.dtype).removeprefix("torch."),
-            fold_ln=fold_ln,
+            fold_ln=fold_ln and not torch.is_tensor(model_or_W_U),
             precision=precision,
             repaired=readout.repaired,
             versions=_versions(),

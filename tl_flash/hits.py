@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, overload
 
+from jaxtyping import Int32
+from torch import Tensor
+
 from tl_flash.neurons import Neuron
 
 if TYPE_CHECKING:
@@ -56,9 +59,12 @@ class Hits(Sequence[Hit]):
 
     def token_id(self, hit: Hit) -> int:
         """The id of a hit's token, which its string may share with others."""
-        poles = {"positive": self.map.positive, "negative": self.map.negative}
-        row = self.map.row(hit.neuron)
-        return int(poles[hit.pole].ids[row, hit.neuron.index, hit.rank])
+        return int(self.pole_ids(hit)[hit.rank])
+
+    def pole_ids(self, hit: Hit) -> Int32[Tensor, " k"]:
+        """The ids of all top tokens at the hit's pole, best first."""
+        top = {"positive": self.map.positive, "negative": self.map.negative}[hit.pole]
+        return top.ids[self.map.row(hit.neuron), hit.neuron.index]
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a hit, columns as `Hit`'s fields, the neuron as its name."""

@@ -29,6 +29,10 @@ class TopTokens:
     vocab: Vocab
     score: str
 
+    def __repr__(self) -> str:
+        layers, neurons, k = self.ids.shape
+        return f"TopTokens of {layers} layers x {neurons} neurons, k={k}"
+
     @property
     def z(self) -> Float[Tensor, "layer neuron k"]:
         """Logits over their standard deviation in the vocabulary; free of the direction's length."""

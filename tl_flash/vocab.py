@@ -23,7 +23,7 @@ class Vocab:
     """
 
     d_vocab: int
-    strings: tuple[str | None, ...] = ()
+    strings: tuple[str | None, ...] = field(default=(), repr=False)
     """One per id of the tokenizer, None where an id is no token; empty without a tokenizer."""
     split: Callable[[str], list[int]] | None = field(default=None, compare=False, repr=False)
     """The tokenizer's pieces of a text, for error messages."""
