@@ -11,7 +11,7 @@ import pytest  # noqa: E402
 from tests import families  # noqa: E402
 from tl_flash import loading  # noqa: E402
 
-needs_hooked_transformer = "TransformerLens 4 has no HookedTransformer"
+NO_HOOKED_TRANSFORMER = "TransformerLens 4 has no HookedTransformer"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def stories_bridge(stories_path):
 @pytest.fixture(scope="session")
 def stories_hooked(stories_path):
     if not families.HAS_HOOKED_TRANSFORMER:
-        pytest.skip(needs_hooked_transformer)
+        pytest.skip(NO_HOOKED_TRANSFORMER)
     return _stories(stories_path, "hooked")
 
 
@@ -57,5 +57,5 @@ def bridge():
 def hooked():
     """The same Llama as HookedTransformer, folded."""
     if not families.HAS_HOOKED_TRANSFORMER:
-        pytest.skip(needs_hooked_transformer)
+        pytest.skip(NO_HOOKED_TRANSFORMER)
     return families.build("llama", "hooked")

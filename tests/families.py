@@ -190,8 +190,8 @@ def hf_model(name: str) -> PreTrainedModel:
         else:
             fresh.normal_(std=0.3, generator=generator)
         parameter.data.copy_(fresh)
-    hidden = (model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size)
-    assert hidden == (D_MODEL, N_LAYERS, D_VOCAB)
+    sizes = (model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size)
+    assert sizes == (D_MODEL, N_LAYERS, D_VOCAB)
     return model
 
 
@@ -199,7 +199,7 @@ def hf_model(name: str) -> PreTrainedModel:
 
 
 def surfaces() -> list[str]:
-    """The surfaces that the installed TransformerLens offers: version 4 has no HookedTransformer."""
+    """The surfaces that the installed TransformerLens offers, to every family; version 4 has no HookedTransformer."""
     hooked = ["hooked", "hooked-raw"] if HAS_HOOKED_TRANSFORMER else []
     return ["hf", "bridge", "bridge-compat", *hooked]
 
@@ -250,12 +250,12 @@ def _hooked(name: str, processed: bool):
     weights = getattr(weight_conversions, family.convert)(hf, cfg)
     weights = {key: value.detach().clone() for key, value in weights.items()}
     model = HookedTransformer(cfg, copy.deepcopy(tokenizer()), move_to_device=False)
-    fold = processed and name != "olmo2"
+    fold = processed and name != "olmo2"  # from_pretrained folds no norm that comes after what it would fold into
     model.load_and_process_state_dict(
         weights,
-        fold_ln=fold,  # as from_pretrained does: nothing reads through a norm that comes after
+        fold_ln=fold,
         center_writing_weights=fold,
-        center_unembed=processed and cfg.output_logits_soft_cap <= 0,  # a softcap feels a constant
+        center_unembed=processed and cfg.output_logits_soft_cap <= 0,  # nor does it centre under a softcap
         fold_value_biases=processed,
     )
     return model

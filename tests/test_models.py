@@ -1,5 +1,6 @@
 """Every family on every surface, against a float64 truth that the forward pass confirms."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -127,7 +128,7 @@ def test_true_directions_write_what_the_mlp_writes(name, layer):
     after = family.final_norm if layer + 1 == N_LAYERS else f"{family.layers}.{layer + 1}"
     written = seen[after][0] - forward(name, without=down)[after][0]
     post, answer = seen[down]
-    predicted = post @ families.direction(name, layer, "out").T.T
+    predicted = post @ families.direction(name, layer, "out")
     constant = answer_to_zero(name, layer, family.down)
     if family.post_norm:
         predicted = predicted / answer.square().mean(-1, keepdim=True).sqrt()
@@ -178,7 +179,7 @@ def test_directions(name, surface, side):
     weights = models.read(build(name, surface))
     for layer in LAYERS:
         directions = weights.directions(layer, side)
-        assert directions.dtype == torch.float32
+        assert directions.dtype == torch.float32 and not directions.requires_grad
         assert_close(directions, families.direction(name, layer, side), 5e-6)
 
 
@@ -291,10 +292,24 @@ def test_decode_unfolded(name, surface, side):
 
 @over(["llama"])
 def test_padded_ids_are_never_reported(name, surface):
-    neurons = flash_decode(build(name, surface), k=N_TOKENS, tokenizer=families.tokenizer(), progress=False)
-    assert int(neurons.positive.ids.max()) < N_TOKENS and int(neurons.negative.ids.max()) < N_TOKENS
-    with pytest.raises(ValueError, match="k"):
-        flash_decode(build(name, surface), k=N_TOKENS + 1, tokenizer=families.tokenizer(), progress=False)
+    model = build(name, surface)
+    tokenizer = families.tokenizer() if surface == "hf" else None  # the others have their own
+    neurons = flash_decode(model, k=N_TOKENS, tokenizer=tokenizer, progress=False)
+    for pole in (neurons.positive, neurons.negative):
+        assert torch.equal(pole.ids.sort().values[0, 0], torch.arange(N_TOKENS, dtype=torch.int32))
+        assert int(pole.ids.max()) < N_TOKENS
+    with pytest.raises(ValueError, match="k: expected 1 to 72"):
+        flash_decode(model, k=N_TOKENS + 1, tokenizer=tokenizer, progress=False)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "phi3"])
+def test_bfloat16_weights_are_read_exactly(name):
+    half = copy.deepcopy(build(name, "hf")).bfloat16()
+    widened = copy.deepcopy(half).float()
+    assert flash_decode(half, k=K, progress=False).source.dtype == "bfloat16"
+    for side in sides(name):
+        given, same = (models.read(model).directions(1, side) for model in (half, widened))
+        assert given.dtype == torch.float32 and torch.equal(given, same)
 
 
 # Refusals
@@ -306,7 +321,9 @@ def test_mixture_of_experts_is_refused(name, surface):
         flash_decode(build(name, surface))
 
 
-@pytest.mark.parametrize("given", [None, 3, torch.nn.Linear(2, 2), torch.zeros(2, 2)], ids=lambda given: type(given).__name__)
+@pytest.mark.parametrize(
+    "given", [None, 3, torch.nn.Linear(2, 2), torch.zeros(2, 2)], ids=lambda given: type(given).__name__
+)
 def test_anything_but_a_model_is_refused(given):
     with pytest.raises(TypeError, match=f"model: expected .*, got {type(given).__name__}"):
         flash_decode(given)
@@ -330,22 +347,21 @@ def poisoned(tensor, value):
         weight.copy_(before)
 
 
-def hold(name, surface, matrix):
-    """The tensor in which a surface holds a matrix of layer 1, or of the whole model."""
+def held(name, surface, matrix):
+    """The tensor in which a surface holds a matrix of layer 1, or W_U."""
     model = build(name, surface)
     if surface != "hf":
-        mlp = model.blocks[1].mlp
-        tensors = {"W_in": mlp, "W_gate": mlp, "W_out": mlp, "W_U": model}
-        return getattr(tensors[matrix], matrix)
-    paths = {"W_in": "up_proj", "W_gate": "gate_proj", "W_out": "down_proj"}
-    return model.lm_head.weight if matrix == "W_U" else model.get_submodule(f"model.layers.1.mlp.{paths[matrix]}").weight
+        return getattr(model if matrix == "W_U" else model.blocks[1].mlp, matrix)
+    mlp = model.model.layers[1].mlp
+    linear = {"W_in": mlp.up_proj, "W_gate": mlp.gate_proj, "W_out": mlp.down_proj, "W_U": model.lm_head}[matrix]
+    return linear.weight
 
 
 @over(["llama"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize("matrix, side", [("W_in", "in"), ("W_gate", "gate"), ("W_out", "out"), ("W_out", "in")])
 def test_a_weight_that_is_not_finite_is_refused(name, surface, matrix, side, value):
-    with poisoned(hold(name, surface, matrix), value), pytest.raises(ValueError, match=f"layer 1.*{matrix}"):
+    with poisoned(held(name, surface, matrix), value), pytest.raises(ValueError, match=f"layer 1.*{matrix}"):
         flash_decode(build(name, surface), side=side, progress=False)
     flash_decode(build(name, surface), side=side, progress=False)
 
@@ -353,7 +369,7 @@ def test_a_weight_that_is_not_finite_is_refused(name, surface, matrix, side, val
 @over(["llama"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_an_unembedding_that_is_not_finite_is_refused(name, surface, value):
-    with poisoned(hold(name, surface, "W_U"), value), pytest.raises(ValueError, match="W_U"):
+    with poisoned(held(name, surface, "W_U"), value), pytest.raises(ValueError, match="W_U"):
         flash_decode(build(name, surface), progress=False)
 
 
