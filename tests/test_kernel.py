@@ -4,16 +4,33 @@ import math
 import subprocess
 import sys
 from dataclasses import fields
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_flash.kernel import Readout, decode, moments, prepare, reference_decode, token_scores
+from tl_flash import kernel, kernel_prepare
+from tl_flash.kernel import Readout, decode, decode_each, moments, reference_decode, token_scores
 
 FLOAT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 STATISTICS = ["logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products on several threads spend their time waiting, the more so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def prepare(W_U, *, bf16=False, **options):
+    """`kernel.prepare` on a device that multiplies bf16 faster than float32, or on one that does not."""
+    with mock.patch.object(kernel_prepare, "multiplies_bf16_faster", lambda device: bf16):
+        return kernel.prepare(W_U, **options)
 
 
 def truth(x, W_U, *, gain=None, norm=None, **options) -> Readout:
@@ -211,12 +228,13 @@ FAMILIES = [
     seed=st.integers(0, 2**31),
     dtype=st.sampled_from(FLOAT_DTYPES[1:3]),
     score=st.sampled_from(["dot", "cosine"]),
+    bf16=st.booleans(),
 )
-def test_tokens_are_those_of_float64(family, n, d_model, d_vocab, k, seed, dtype, score):
+def test_tokens_are_those_of_float64(family, n, d_model, d_vocab, k, seed, dtype, score, bf16):
     x, W_U, gain = draw(n, d_model, d_vocab, seed=seed)
     x, W_U = (t.to(dtype) for t in family(x, W_U))
     k = min(k, d_vocab)
-    ours = decode(x, prepare(W_U, gain=gain, score=score), k=k)
+    ours = decode(x, prepare(W_U, gain=gain, score=score, bf16=bf16), k=k)
     assert_same_tokens(ours, x, W_U, gain=gain, score=score, k=k)
 
 
@@ -244,6 +262,26 @@ def test_rows_without_proof_are_repaired_and_counted():
     assert decode(x, prepare(W_U)).repaired == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bf16_screen_changes_no_token_and_no_logit(dtype):
+    x, W_U, gain = draw(48, 96, 3000, dtype=dtype)
+    plain = decode(x, prepare(W_U, gain=gain, centre=True, bf16=False), tracked=[1])
+    screened = decode(x, prepare(W_U, gain=gain, centre=True, bf16=True), tracked=[1])
+    for name in ["ids", "logits", "norm", "mean", "tracked"]:
+        assert torch.equal(getattr(screened, name), getattr(plain, name)), name
+    # Sums over the vocabulary are made of the bf16 scores, but for the greatest terms of log_z.
+    torch.testing.assert_close(screened.log_z, plain.log_z, rtol=0, atol=2e-3)
+    torch.testing.assert_close(screened.std, plain.std, rtol=2e-3, atol=0)
+    torch.testing.assert_close(screened.kurtosis, plain.kurtosis, rtol=0, atol=1e-2)
+
+
+def test_a_bf16_screen_needs_no_copy_of_a_bf16_W_U():
+    _, W_U, _ = draw(1, 96, 3000, dtype=torch.bfloat16)
+    assert prepare(W_U, bf16=True).fast.weights.data_ptr() == W_U.data_ptr()
+    assert prepare(W_U.float(), bf16=True).fast.weights.dtype == torch.bfloat16
+    assert prepare(W_U.float(), bf16=False).fast.weights.dtype == torch.float32
+
+
 # Invariances ----------------------------------------------------------------------------------------------------------
 
 
@@ -254,12 +292,8 @@ def test_the_result_does_not_depend_on_tiles_or_threads(dtype):
     whole = decode(x, unembedding, tracked=[1, 2])
     for max_bytes in [2 * 2**20, 5 * 2**20, 11 * 2**20]:
         assert_equal(decode(x, unembedding, tracked=[1, 2], max_bytes=max_bytes), whole, tolerance=2e-6)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert_equal(decode(x, unembedding, tracked=[1, 2]), whole, tolerance=2e-6)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    assert_equal(decode(x, unembedding, tracked=[1, 2]), whole, tolerance=2e-6)
 
 
 def test_rows_do_not_depend_on_each_other():
@@ -320,6 +354,14 @@ def test_W_U_may_have_any_strides(dtype):
     wide[::2, ::2] = W_U
     for held in [W_U.T.contiguous().T, wide[::2, ::2]]:
         assert_equal(decode(x, prepare(held)), here, tolerance=2e-6)
+
+
+def test_layers_are_decoded_in_order():
+    _, W_U, _ = draw(1, 16, 90)
+    layers = [(draw(n, 16, 90, seed=n)[0], torch.rand(n) + 1 if n % 2 else None) for n in (5, 40, 1)]
+    together = decode_each(iter(layers), prepare(W_U), k=3, tracked=[8])
+    for (x, norm), ours in zip(layers, together, strict=True):
+        assert_equal(ours, decode(x, prepare(W_U), norm=norm, k=3, tracked=[8]))
 
 
 def test_no_directions_make_an_empty_readout():

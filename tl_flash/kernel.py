@@ -14,12 +14,13 @@ tokens named depend neither on the device nor on tiles, threads or `max_bytes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tl_flash.kernel_cuda import uploaded
 from tl_flash.kernel_prepare import (
     Unembedding,
     expect_float,
@@ -32,9 +33,9 @@ from tl_flash.kernel_prepare import (
 )
 from tl_flash.kernel_tiles import Directions, Plan, Tile, exact_scores, sort_tokens
 
-__all__ = ["Readout", "Unembedding", "decode", "moments", "prepare", "reference_decode", "token_scores"]
+__all__ = ["Readout", "Unembedding", "decode", "decode_each", "moments", "prepare", "reference_decode", "token_scores"]
 
-DEFAULT_BYTES = 256 * 2**20
+DEFAULT_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
 
 
@@ -89,46 +90,113 @@ def decode(
         ValueError: a shape, a non-finite or zero direction, an id out of range, a k below 1 or above the number of
             reportable tokens, a max_bytes too small for one row.
     """
+    return next(decode_each([(x, norm)], unembedding, k=k, tracked=tracked, max_bytes=max_bytes))
+
+
+def decode_each(
+    layers: Iterable[tuple[Tensor, Tensor | None]],
+    unembedding: Unembedding,
+    *,
+    k: int = 10,
+    tracked: Sequence[int] | Tensor | None = None,
+    max_bytes: int | None = None,
+) -> Iterator[Readout]:
+    """Decode layer after layer, each a pair (x, norm) as `decode` takes them; yields their Readouts in order.
+
+    Scratch memory is shared by all. On a GPU a layer is queued before the one before it is waited for, so that the
+    device does not idle while the host reads weights; it holds two layers at a time.
+    """
     u = unembedding
-    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
     _expect_k(k, u)
-    if norm is not None:
-        _expect_norm(norm, len(x))
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
-    plan = Plan.within(DEFAULT_BYTES if max_bytes is None else max_bytes, u, k)
-    out = _empty_readout(len(x), k, len(followed))
-    repaired = 0
+    workshop = _Workshop(DEFAULT_BYTES[u.device.type] if max_bytes is None else max_bytes, k, u)
+    waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
+    for x, norm in layers:
+        expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+        if norm is not None:
+            _expect_norm(norm, len(x))
+        waiting.append((x, norm, _decode(x, norm, k, followed, workshop)))
+        if len(waiting) > (u.device.type == "cuda"):
+            x, norm, results = waiting.pop(0)
+            yield _finish(x, norm, results, workshop)
+    for x, norm, results in waiting:
+        yield _finish(x, norm, results, workshop)
+
+
+class _Workshop:
+    """Two tiles in one piece of scratch memory: one to decode with, one in float32 to repair with."""
+
+    def __init__(self, max_bytes: int, k: int, u: Unembedding):
+        plans = [Plan.within(max_bytes, u, screen, k) for screen in (u.fast, u.plain)]
+        scratch = torch.empty(max(plan.buffer_bytes for plan in plans), dtype=torch.uint8, device=u.device)
+        self.fast, self.plain = (Tile(p, s, u, scratch) for p, s in zip(plans, (u.fast, u.plain), strict=True))
+
+
+def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, workshop: _Workshop) -> dict[str, Tensor]:
+    """Everything but the repairs, left on the device. Nothing here waits for the device."""
+    tile = workshop.fast
+    u, out = tile.u, _empty_results(len(x), k, len(followed), tile.u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
-        tile = Tile(plan, len(x), u)
-        for rows in parts(len(x), plan.rows):
-            tile.screen(Directions.of(x[rows], None if norm is None else norm[rows], rows.start, u))
-            repaired += _read(tile, rows, k, followed, out)
-    return Readout(**out, repaired=repaired)
+        for rows, some in uploaded(x, tile.plan.rows, u.device):
+            d = Directions.of(some, None if norm is None else norm[rows], u)
+            tile.screen(d)
+            top = tile.top_tokens(k)
+            out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics(top)
+            out["norm"][rows], out["mean"][rows] = d.norm, d.mean
+            out["tracked"][rows] = _followed_scores(d, followed, u)
+            out["finite"][rows], out["zero"][rows], out["unproven"][:, rows] = d.finite, d.zero, top.unproven
+            _keep(top.ids, top.scores, d, rows, out, u)
+    return out
 
 
-def _read(tile: Tile, rows: slice, k: int, followed: Tensor, out: dict[str, Tensor]) -> int:
-    """Reduce a screened tile into its rows of the result; returns how many rows took a repair."""
-    u, d = tile.u, tile.directions
-    out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics()
-    out["norm"][rows], out["mean"][rows] = d.norm, d.mean
-    out["tracked"][rows] = _followed_scores(d, followed, u)
-    ids, scores, repaired = tile.top_tokens(k)
-    out["ids"][:, rows] = ids
-    out["logits"][:, rows] = scores - d.poles_mean if u.score == "dot" else scores
-    return int(repaired.sum())
+def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], workshop: _Workshop) -> Readout:
+    """Wait for a layer, refuse what cannot be read, repair what is not proven."""
+    _expect_directions(out)
+    u = workshop.fast.u
+    unproven = out.pop("unproven").any(0).nonzero()[:, 0]
+    if u.precision == "fast":
+        unproven = unproven[:0]
+    with torch.no_grad(), plain_arithmetic(u.device):
+        for part in parts(len(unproven), workshop.plain.plan.rows):
+            rows = unproven[part]
+            on_x = rows.to(x.device)
+            _repair(x[on_x], None if norm is None else norm[rows.to(norm.device)], rows, out, workshop.plain)
+    return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=len(unproven))
 
 
-def _empty_readout(n: int, k: int, n_tracked: int) -> dict[str, Tensor]:
+def _repair(x: Tensor, norm: Tensor | None, rows: Tensor, out: dict[str, Tensor], tile: Tile) -> None:
+    """Decode rows again in float32, and where that proves nothing, score every token that may be among the top k."""
+    k, u, d = out["ids"].shape[-1], tile.u, Directions.of(x, norm, tile.u)
+    tile.screen(d)
+    top = tile.top_tokens(k)
+    for pole, row in top.unproven.nonzero().tolist():
+        tokens = tile.reaching(row, pole, top.scores[pole, row, -1])[None]
+        exact = exact_scores(d.rows[row, None], tokens, u, tile.plan.gathered) * (1 - 2 * pole)
+        scores, ids = sort_tokens(exact, tokens, k)
+        top.scores[pole, row], top.ids[pole, row] = scores[0], ids[0]
+    _keep(top.ids, top.scores, d, rows, out, u)
+
+
+def _keep(ids: Tensor, scores: Tensor, d: Directions, rows: slice | Tensor, out: dict[str, Tensor], u: Unembedding):
+    """Write top tokens into their rows of the results."""
+    mean = torch.stack([d.mean, -d.mean])[..., None]
+    out["ids"][:, rows] = ids.int()
+    out["logits"][:, rows] = (scores - mean if u.score == "dot" else scores).float()
+
+
+def _empty_results(n: int, k: int, n_tracked: int, device: torch.device) -> dict[str, Tensor]:
     shapes = {"logits": (2, n, k), "log_z": (2, n), "tracked": (n, n_tracked)}
     shapes |= dict.fromkeys(("norm", "mean", "std", "kurtosis"), (n,))
-    out = {name: torch.empty(shape) for name, shape in shapes.items()}
-    return out | {"ids": torch.empty(2, n, k, dtype=torch.int32)}
+    flags = {"finite": (n,), "zero": (n,), "unproven": (2, n)}
+    out = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+    out |= {name: torch.empty(shape, dtype=torch.bool, device=device) for name, shape in flags.items()}
+    return out | {"ids": torch.empty(2, n, k, dtype=torch.int32, device=device)}
 
 
 def _followed_scores(d: Directions, ids: Tensor, u: Unembedding) -> Tensor:
     scores = torch.empty(len(d.rows), len(ids), dtype=torch.float64, device=u.device)
     for part in parts(len(ids), 256):
-        scores[:, part] = d.rows @ u.columns(ids[part]).T
+        scores[:, part] = d.rows @ u.columns(ids[part]).T.double()
     return scores - d.mean[:, None] if u.column_scale is None else scores * u.column_scale[ids]
 
 
@@ -152,7 +220,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     scores = torch.empty(ids.shape)
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
-            d = Directions.of(x[rows], None, rows.start, u)
+            d = _checked(x[rows], None, u)
             exact = exact_scores(d.rows, wanted[rows], u, _AT_A_TIME)
             scores[rows] = exact - d.mean[:, None] if u.score == "dot" else exact
     return scores
@@ -173,7 +241,7 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
     mean, std = torch.empty(2, len(x))
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
-            d = Directions.of(x[rows], None, rows.start, u)
+            d = _checked(x[rows], None, u)
             unit = (d.rows / d.length[:, None]).float()
             variance = ((unit @ u.covariance) * unit).sum(1).clamp(min=0)
             mean[rows], std[rows] = d.mean, variance.double().sqrt() * d.length
@@ -251,6 +319,25 @@ def _expect_k(k: int, u: Unembedding) -> None:
     n_reportable = u.d_vocab - len(u.ignored)
     if not 1 <= k <= n_reportable:
         raise ValueError(f"k: expected 1 to {n_reportable}, the number of tokens not ignored, got {k}")
+
+
+def _expect_directions(out: dict[str, Tensor]) -> None:
+    finite, zero = out.pop("finite"), out.pop("zero")
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise ValueError(f"x: expected finite directions, got NaN or infinity in row {row}; mend or leave out that row")
+    if zero.any():
+        row = int(zero.nonzero()[0])
+        raise ValueError(
+            f"x: expected directions that are not zero once centred and times gain, got a zero one in row {row}; "
+            "leave out that row"
+        )
+
+
+def _checked(x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:
+    d = Directions.of(x, norm, u)
+    _expect_directions({"finite": d.finite, "zero": d.zero})
+    return d
 
 
 def _expect_norm(norm: Tensor, n: int) -> None:

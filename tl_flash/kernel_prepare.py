@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
-_PART_BYTES = 16 * 2**20  # of float64, while W_U is measured
+FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-9
+PART_BYTES = 16 * 2**20  # of float64, while W_U is measured
 
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, not a copy."""
+    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, and at most one bf16 copy."""
 
     W_U: Tensor
     #   [d_model, d_vocab], as given
@@ -32,10 +35,12 @@ class Unembedding:
     #   float64 [d_vocab], 1 / length of each column of W_U' under "cosine" (0 for a zero column)
     mean_column: Tensor
     #   float64 [d_model], the mean over the vocabulary of the (scaled) columns of W_U
-    reach: Tensor
-    #   float32 [d_vocab], an upper bound on the length of each (scaled) column of W_U
     size: float
-    #   root mean square of reach: the unit in which scores are screened
+    #   root mean square length of the (scaled) columns: the unit in which scores are screened
+    plain: Screen
+    #   W_U itself, screened in float32
+    fast: Screen
+    #   what screens fastest on this device: plain, or one in bf16
     _covariance: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -61,10 +66,30 @@ class Unembedding:
         return self._covariance[0]
 
     def columns(self, ids: Tensor) -> Tensor:
-        """Columns of W_U, as rows: float64 [m, d_model] for ids [m]. Not scaled."""
+        """Columns of W_U, as rows: [m, d_model] for ids [m], in W_U's dtype. Not scaled."""
         if self.W_U.stride(0) == 1:
-            return self.W_U.T.index_select(0, ids).double()
-        return self.W_U.index_select(1, ids).T.to(torch.float64, memory_format=torch.contiguous_format)
+            return self.W_U.T.index_select(0, ids)
+        return self.W_U.index_select(1, ids).T.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """The matrix that directions are multiplied with to find candidates, and how far it is from the truth."""
+
+    weights: Tensor
+    #   [d_model, d_vocab]; multiplied in `dtype`
+    dtype: torch.dtype
+    #   float32 or bfloat16
+    scaled: bool
+    #   weights hold column_scale already, and less their mean over the vocabulary
+    reach: Tensor
+    #   float32 [d_vocab], an upper bound on the length of each column of weights (times column_scale)
+    residual: Tensor
+    #   float32 [d_vocab], an upper bound on the length of what each column lost to rounding
+    accumulation: float
+    #   |computed - x . w| <= accumulation ||x|| ||w|| for the product, before its result is rounded to dtype
+    rounding: float
+    #   |rounded - computed| <= rounding |computed|
 
 
 def prepare(
@@ -78,6 +103,9 @@ def prepare(
     precision: str = "exact",
 ) -> Unembedding:
     """Prepare an unembedding for `decode`, once for all layers.
+
+    Where the device multiplies bf16 faster than float32, directions are screened in bf16: against W_U itself if that
+    is what it is held in, else against a bf16 copy. Elsewhere there is no copy.
 
     Args:
         W_U: [d_model, d_vocab], any float dtype, any strides; used as it is held.
@@ -104,6 +132,8 @@ def prepare(
     expect_one_of("score", score, ("dot", "cosine"))
     expect_one_of("precision", precision, ("exact", "fast"))
     W_U = W_U.detach().to(device=device)
+    if W_U.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected a CPU or a CUDA device (float64 is needed), got {W_U.device}; pass 'cpu'")
     if gain is not None:
         gain = _checked_gain(gain, W_U)
     ignored = token_ids("ignore", ignore, W_U.shape[1]).unique().to(W_U.device)
@@ -111,9 +141,11 @@ def prepare(
     reportable[ignored] = False
     with torch.no_grad(), plain_arithmetic(W_U.device):
         column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
-    if not torch.isfinite(mean_column).all():
-        raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
-    size = reach.square().mean(dtype=torch.float64).sqrt().item()
+        if not torch.isfinite(mean_column).all():
+            raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
+        plain = fast = _plain_screen(W_U, reach)
+        if multiplies_bf16_faster(W_U.device):
+            fast = _bf16_screen(W_U, column_scale, mean_column, reach)
     return Unembedding(
         W_U=W_U,
         gain=gain,
@@ -124,9 +156,34 @@ def prepare(
         reportable=reportable,
         column_scale=column_scale,
         mean_column=mean_column,
-        reach=reach,
-        size=size or 1.0,
+        size=reach.square().mean(dtype=torch.float64).sqrt().item() or 1.0,
+        plain=plain,
+        fast=fast,
     )
+
+
+@cache
+def multiplies_bf16_faster(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 matrices faster than float32 ones; tried once on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+
+    def seconds(dtype: torch.dtype, n: int, repeats: int) -> float:
+        a, b = torch.ones(n, 512, dtype=dtype), torch.ones(512, 4 * n, dtype=dtype)
+        took = []
+        for _ in range(repeats + 1):  # the first one warms up
+            start = time.perf_counter()
+            torch.mm(a, b)
+            took.append(time.perf_counter() - start)
+        return min(took[1:])
+
+    def faster(n: int, repeats: int) -> bool:
+        return seconds(torch.bfloat16, n, repeats) < seconds(torch.float32, n, repeats)
+
+    with plain_arithmetic(device):  # where bf16 is emulated a small product tells, and a large one takes seconds
+        return seconds(torch.bfloat16, 16, 1) < 10 * seconds(torch.float32, 16, 1) and faster(256, 3)
 
 
 def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
@@ -145,7 +202,7 @@ def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tupl
     scale = torch.empty(d_vocab, dtype=torch.float64, device=W_U.device)
     reach = torch.empty_like(scale)
     total = torch.zeros(d_model, dtype=torch.float64, device=W_U.device)
-    for part in parts(d_vocab, _PART_BYTES // (8 * d_model)):
+    for part in parts(d_vocab, PART_BYTES // (8 * d_model)):
         W = W_U[:, part].double()
         reach[part] = torch.linalg.vector_norm(W, dim=0)
         if score == "dot":
@@ -158,15 +215,54 @@ def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tupl
         scale[part] = scale[part].nan_to_num(posinf=0.0)  # a zero column has no direction: its cosines are 0
         reach[part] *= scale[part]
         total += W @ scale[part]
-    upper = torch.nextafter(reach.float(), torch.tensor(math.inf, device=W_U.device))
-    return (None if score == "dot" else scale), total / d_vocab, upper
+    return (None if score == "dot" else scale), total / d_vocab, _upper_float32(reach)
+
+
+def _plain_screen(W_U: Tensor, reach: Tensor) -> Screen:
+    # Any order of summing, by fused or plain multiply-adds, and the roundings of x, w and the scale to float32.
+    accumulation = 1.01 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
+    return Screen(
+        weights=W_U,
+        dtype=torch.float32,
+        scaled=False,
+        reach=reach,
+        residual=torch.zeros_like(reach),
+        accumulation=accumulation,
+        rounding=8 * FLOAT32_ROUNDOFF,
+    )
+
+
+def _bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, reach: Tensor) -> Screen:
+    """W_U itself where it is held in bf16 and unscaled, else a bf16 copy, scaled and less its mean."""
+    # Matrix units sum in float32 but may truncate where a CPU rounds: twice the roundoff.
+    accumulation = 2.02 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
+    rounding = BF16_ROUNDOFF + 8 * FLOAT32_ROUNDOFF
+    aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
+    if W_U.dtype == torch.bfloat16 and column_scale is None and aligned:
+        return Screen(W_U, torch.bfloat16, False, reach, torch.zeros_like(reach), accumulation, rounding)
+    copy = torch.empty(W_U.shape[::-1], dtype=torch.bfloat16, device=W_U.device).T
+    length, residual = torch.empty(2, W_U.shape[1], dtype=torch.float64, device=W_U.device)
+    for part in parts(W_U.shape[1], PART_BYTES // (8 * len(W_U))):
+        W = W_U[:, part].double()
+        if column_scale is not None:
+            W *= column_scale[part]
+        W -= mean_column[:, None]
+        copy[:, part] = W
+        length[part] = torch.linalg.vector_norm(copy[:, part].double(), dim=0)
+        residual[part] = torch.linalg.vector_norm(W.sub_(copy[:, part]), dim=0)
+    length, residual = _upper_float32(length), _upper_float32(residual)
+    return Screen(copy, torch.bfloat16, True, length, residual, accumulation, rounding)
+
+
+def _upper_float32(lengths: Tensor) -> Tensor:
+    return torch.nextafter((lengths * (1 + 1e-12)).float(), torch.tensor(math.inf, device=lengths.device))
 
 
 def _covariance(u: Unembedding) -> Tensor:
     """float32 products of parts of the vocabulary, summed in float64."""
     total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(u.d_vocab, _PART_BYTES // (8 * u.d_model)):
+        for part in parts(u.d_vocab, PART_BYTES // (8 * u.d_model)):
             W = u.W_U[:, part].double()
             if u.column_scale is not None:
                 W *= u.column_scale[part]
@@ -185,16 +281,27 @@ def parts(total: int, size: int) -> Iterator[slice]:
         yield slice(total * i // count, total * (i + 1) // count)
 
 
+def pieces(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a matrix into pieces of at most `size` elements: of whole rows, where a row is no longer than that."""
+    n, m = shape
+    for rows in parts(n, size // max(m, 1)):
+        for columns in parts(m, size):
+            yield rows, columns
+
+
 @contextmanager
 def plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """Keep float32 products float32: no autocast, no TF32 or bf16 in their place. The bounds depend on it."""
-    before = torch.get_float32_matmul_precision()
+    """Keep products in the precision asked for: no autocast, no TF32, no bf16 partial sums. The bounds depend on it."""
+    precision, partial = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul
+    reduced = partial.allow_bf16_reduced_precision_reduction
     torch.set_float32_matmul_precision("highest")
+    partial.allow_bf16_reduced_precision_reduction = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        partial.allow_bf16_reduced_precision_reduction = reduced
 
 
 def expect_one_of(name: str, given: str, known: tuple[str, ...]) -> None:

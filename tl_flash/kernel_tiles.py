@@ -1,23 +1,25 @@
-"""One tile of directions: screen every token, reduce, score the best again, prove them, repair what is not proven.
+"""One tile of directions: screen every token, reduce, score the best again in float64, say which rows are proven.
 
 Screened scores are in units in which a typical one is of the order of 1: a direction of length `length` is read as
-x * sqrt(d_model) / (length * size), its mean over the vocabulary taken off. So nothing over- or underflows, whatever
-the scale of the direction or of W_U.
+x * sqrt(d_model) / (length * size). So nothing over- or underflows, whatever the scale of the direction or of W_U.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_prepare import Unembedding, parts
+from tl_flash.kernel_prepare import Screen, Unembedding, parts, pieces
 
-_GROUP = 16  # tokens in a block; its extremes stand for them until the best blocks are known
-_MARGIN = 6  # candidates scored again beyond the k asked for
-_ROUNDOFF = 2.0**-24  # of float32
+_WORK = 2**18  # scores that are summed at a time, in float32
+_WORK_COLUMNS = 2**13
+_PAIRS = 256  # scores made again at a time, in float64
+_STEEPEST = 80.0  # exp(+-80) and its reciprocal are normal float32 numbers
 
 
 @dataclass(frozen=True)
@@ -27,57 +29,45 @@ class Directions:
     rows: Tensor
     #   float64 [n, d_model], gain * x_c (divided by ||x_c|| under "cosine")
     mean: Tensor
-    #   float64 [n], mean over the vocabulary
+    #   float64 [n], mean of the scores over the vocabulary
     norm: Tensor
     #   float64 [n], ||x_c||, or what the caller gave in its place
     length: Tensor
     #   float64 [n], length of each of rows
+    finite: Tensor
+    #   bool [n]
+    zero: Tensor
+    #   bool [n], nothing is left after centring and gain
 
     @classmethod
-    def of(cls, x: Tensor, norm: Tensor | None, start: int, u: Unembedding) -> Directions:
-        """Centre, apply the gain and measure x [n, d_model]; `start` is the number of its first row, for errors."""
+    def of(cls, x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:
+        """Centre, apply the gain and measure x [n, d_model]."""
         x = x.detach().to(u.device, torch.float64)
+        raw = torch.linalg.vector_norm(x, dim=1)
         x_c = x - x.mean(1, keepdim=True) if u.centre else x
-        own = torch.linalg.vector_norm(x_c, dim=1)
+        own = torch.linalg.vector_norm(x_c, dim=1) if u.centre else raw
         rows = x_c if u.gain is None else x_c * u.gain
         if u.score == "cosine":
             rows = rows / own[:, None]
         length = torch.linalg.vector_norm(rows, dim=1)
-        _expect_directions(torch.linalg.vector_norm(x, dim=1), own, length, start)
         given = own if norm is None else norm.to(u.device, torch.float64)
-        return cls(rows, rows @ u.mean_column, given, length)
-
-    @property
-    def poles_mean(self) -> Tensor:
-        """float64 [2, n, 1], the mean at either pole."""
-        return torch.stack([self.mean, -self.mean])[..., None]
+        zero = (own <= 1e-12 * raw) | ~(length > 0)  # a float64 mean leaves that much of a constant row
+        return cls(rows, rows @ u.mean_column, given, length, torch.isfinite(raw), zero)
 
 
-def _expect_directions(raw: Tensor, centred: Tensor, length: Tensor, start: int) -> None:
-    finite = torch.isfinite(raw)
-    if not finite.all():
-        row = start + int((~finite).nonzero()[0])
-        raise ValueError(f"x: expected finite directions, got NaN or infinity in row {row}")
-    nothing_left = (centred <= 1e-12 * raw) | ~(length > 0)  # what a float64 mean leaves of a constant row
-    if nothing_left.any():
-        row = start + int(nothing_left.nonzero()[0])
-        raise ValueError(
-            f"x: expected directions that are not zero (after centring and gain), got a zero one in row {row}; "
-            "leave it out"
-        )
+def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, gathered: int) -> Tensor:
+    """float64 [n, m] scores of each row's own tokens, ids [n, m], means not taken off.
 
-
-def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, pairs: int) -> Tensor:
-    """float64 [n, m] scores of each row's own tokens, ids [n, m], means not taken off; `pairs` at a time.
-
-    Every pair is multiplied and summed in the same order, so that equal columns have equal scores.
+    Columns of W_U are gathered for `gathered` scores at a time: where W_U is held [d_model, d_vocab] that takes a good
+    part of a pass over all of it. Each score is multiplied and summed in the same order, so that equal columns have
+    equal scores.
     """
     scores = torch.empty(ids.shape, dtype=torch.float64, device=u.device)
-    for part in parts(len(ids), pairs // max(ids.shape[1], 1)):
-        for some in parts(ids.shape[1], pairs):
-            wanted = ids[part, some]
-            products = u.columns(wanted.flatten()).view(*wanted.shape, u.d_model).mul_(rows[part, None])
-            scores[part, some] = products.sum(-1)
+    for some in pieces(ids.shape, gathered):
+        columns = u.columns(ids[some].flatten()).unflatten(0, ids[some].shape)
+        for few in pieces(ids[some].shape, _PAIRS):
+            products = columns[few].double().mul_(rows[some[0]][few[0], None])
+            scores[some][few] = products.sum(-1)
     return scores if u.column_scale is None else scores * u.column_scale[ids]
 
 
@@ -88,140 +78,233 @@ class Plan:
     rows: int
     #   directions in a tile
     columns: int
-    #   tokens that one product takes, and one pass of statistics
-    pairs: int
-    #   (direction, token) pairs scored again at a time
+    #   tokens that one product takes
+    gathered: int
+    #   scores made again at a time, see `exact_scores`
+    group: int
+    #   tokens in a block; its extremes stand for them until the best blocks are known
+    candidates: int
+    #   tokens scored again, and blocks looked into, at each pole
+    buffers: tuple[int, int, int]
+    #   bytes of a tile's scores, of float32 work on them, and of a part of W_U converted
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of all three."""
+        return sum(self.buffers)
 
     @classmethod
-    def within(cls, max_bytes: int, u: Unembedding, k: int) -> Plan:
+    def within(cls, max_bytes: int, u: Unembedding, screen: Screen, k: int) -> Plan:
         """Share `max_bytes` out.
 
         Raises:
             ValueError: it does not suffice for one direction.
         """
-        a_pair = (8 + 8 + u.W_U.element_size()) * u.d_model
-        a_column = 4 * u.d_model * (u.W_U.dtype != torch.float32)  # in float32
-        pairs = min(max(max_bytes // (8 * a_pair), 64), 4096)
-        columns = min(max(max_bytes // (4 * max(a_column, 1)), 64), 8192, u.d_vocab)
-        blocks = 4 * 6 * u.d_vocab / _GROUP
-        chosen = 2 * (k + _MARGIN) * _GROUP * 32
-        a_row = 4 * u.d_vocab + blocks + chosen + 4 * columns + 36 * u.d_model
-        fixed = pairs * a_pair + columns * a_column + 8 * u.d_vocab
+        group = 16
+        candidates = k + 4 if screen.dtype == torch.float32 else 2 * k + 12
+        a_pair = 2 * u.W_U.element_size() * u.d_model
+        a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)  # converted
+        gathered = max(max_bytes // (4 * a_pair), 64)
+        columns = min(max(max_bytes // (4 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
+        blocks = 7 * 4 * u.d_vocab / group
+        chosen = 2 * candidates * group * 32
+        row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * _WORK, round_up(max_bytes // 16))
+        a_row = row + blocks + chosen + 36 * u.d_model
+        fixed = work + gathered * a_pair + 8 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
         rows = int((max_bytes - fixed) // a_row)
         if rows < 1:
             raise ValueError(
                 f"max_bytes: expected at least {math.ceil(fixed + a_row)} for one direction of {u.d_model} against "
                 f"{u.d_vocab} tokens, got {max_bytes}; raise it or leave it out"
             )
-        return cls(min(rows, 1024), columns, pairs)
+        rows = min(rows, 1024)
+        return cls(rows, columns, gathered, group, candidates, (rows * row, work, round_up(columns * a_column)))
+
+
+class Reduced(NamedTuple):
+    """What a tile's statistics and candidates are made of, in one pass over its scores."""
+
+    greatest: Tensor
+    #   [2, n, blocks], greatest score of each block, at pole 1 of the scores' negatives
+    squares: Tensor
+    #   float64 [n], sum over the vocabulary of (score - mean)^2
+    fourths: Tensor
+    #   float64 [n], of (score - mean)^4
+    log_z: Tensor
+    #   float64 [2, n], logsumexp of +-slope * score
+
+
+class Top(NamedTuple):
+    """The k greatest scores of each row at both poles."""
+
+    ids: Tensor
+    #   int64 [2, n, k]
+    scores: Tensor
+    #   float64 [2, n, k], of x at pole 0, of -x at pole 1, means not taken off
+    unproven: Tensor
+    #   bool [2, n]
 
 
 class Tile:
     """The screened scores of one tile of directions, in buffers that every tile uses again."""
 
-    def __init__(self, plan: Plan, n: int, u: Unembedding):
-        def empty(size: int) -> Tensor:
-            return torch.empty(size, dtype=torch.float32, device=u.device)
-
-        self.plan, self.u = plan, u
-        rows = min(plan.rows, n)
-        self._scores = empty(rows * u.d_vocab)
-        self._part = empty(rows * plan.columns)
-        self._weights = empty(u.d_model * plan.columns if u.W_U.dtype != torch.float32 else 0)
-        self._reach = u.reach * (1.01 * (u.d_model + 8) * _ROUNDOFF * math.sqrt(u.d_model) / u.size)
-        self._block_reach = _block_maxima(self._reach[None])[0]
+    def __init__(self, plan: Plan, screen: Screen, u: Unembedding, scratch: Tensor):
+        self.plan, self.u, self.with_ = plan, u, screen
+        buffers = scratch[: plan.buffer_bytes].split(plan.buffers)
+        self._scores, self._work, self._weights = map(Tensor.view, buffers, (screen.dtype, torch.float32, screen.dtype))
+        unit_length = 1.01 * math.sqrt(u.d_model) / u.size  # of a row as screened
+        self._fixed_error = unit_length * (screen.accumulation * screen.reach + screen.residual)
+        self._block_fixed_error = _block_maxima(self._fixed_error[None], plan.group)[0]
+        self._block_reach = _block_maxima(screen.reach[None], plan.group)[0]
 
     def screen(self, directions: Directions) -> None:
-        """Score every token in float32, with a bound on what that may be wrong by."""
-        u = self.u
-        self.directions = directions
-        self.unit = math.sqrt(u.d_model) / (directions.length * u.size)  # screened = unit * (score - mean)
-        rows = (directions.rows * self.unit[:, None]).float()
-        mean = (directions.mean * self.unit).float()[:, None]
-        self.scores = self._scores[: len(rows) * u.d_vocab].view(len(rows), u.d_vocab)
+        """Score every token in low precision and reduce the scores."""
+        u, d = self.u, directions
+        self.directions = d
+        self.unit = math.sqrt(u.d_model) / (d.length * u.size)  # screened = unit * (score - shift)
+        self.shift = d.mean if self.with_.scaled else torch.zeros_like(d.mean)
+        scaled = d.rows * self.unit[:, None]
+        rows = scaled.to(self.with_.dtype)
+        self._lost = torch.zeros(len(rows), 1, device=u.device)  # length of what rounding took from each row
+        if self.with_.dtype != torch.float32:
+            self._lost = torch.linalg.vector_norm(scaled.sub_(rows), dim=1, keepdim=True).float() * (1 + 1e-6)
+        self.scores = self._scores.view(self.plan.rows, -1)[: len(rows), : u.d_vocab]
         for part in parts(u.d_vocab, self.plan.columns):
-            scores = self.scores[:, part]
-            torch.mm(rows, self._float32_weights(part), out=scores)
-            if u.column_scale is not None:
-                scores *= u.column_scale[part].float()
-            scores -= mean
-        self.high, self.low = _block_maxima(self.scores), _block_minima(self.scores)
-        self.top, self.bottom = self.high.amax(1, keepdim=True), self.low.amin(1, keepdim=True)
-        largest = torch.maximum(self.top, -self.bottom)
-        self.rounding = 8 * _ROUNDOFF * (largest + mean.abs())  # of taking off the mean, and of adding bounds
+            torch.mm(rows, self._screening_weights(part), out=self.scores[:, part])
+            if u.column_scale is not None and not self.with_.scaled:
+                self.scores[:, part] *= u.column_scale[part].float()
+        mean = ((d.mean - self.shift) * self.unit).float()[:, None]
+        slope = None if u.score == "cosine" else (math.sqrt(u.d_model) / (d.norm * self.unit)).float()[:, None]
+        self.reduced = reduce(self.scores, mean, slope, self.plan.group, self._work)
 
-    def _float32_weights(self, part: slice) -> Tensor:
-        W = self.u.W_U[:, part]
-        if W.dtype == torch.float32:
+    def _screening_weights(self, part: slice) -> Tensor:
+        W = self.with_.weights[:, part]
+        if W.dtype == self.with_.dtype:
             return W
         held = self._weights[: W.numel()]
         held = held.view(W.shape[::-1]).T if self.u.W_U.stride(0) == 1 else held.view(W.shape)
         return held.copy_(W)
 
-    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Standard deviation and excess kurtosis [n] of the scores, and log_z [2, n]."""
-        n, u = len(self.scores), self.u
-        squares, fourths = torch.zeros(2, n, dtype=torch.float64, device=u.device)
-        sums = torch.zeros(2, n, dtype=torch.float64, device=u.device)
-        tau = math.sqrt(u.d_model) / self.directions.norm
-        slope = (tau / self.unit).float()[:, None]
-        for part in parts(u.d_vocab, self.plan.columns):
-            scores = self.scores[:, part]
-            work = self._part[: scores.numel()].view(scores.shape)
-            squares += torch.mul(scores, scores, out=work).sum(1)
-            fourths += work.square_().sum(1)
-            if u.score == "dot":  # exp of less than -80 adds nothing, but is slow
-                sums[0] += torch.sub(scores, self.top, out=work).mul_(slope).clamp_(min=-80).exp_().sum(1)
-                sums[1] += torch.sub(self.bottom, scores, out=work).mul_(slope).clamp_(min=-80).exp_().sum(1)
-        std = (squares / u.d_vocab).sqrt() / self.unit
-        kurtosis = u.d_vocab * fourths / squares.square() - 3
-        extremes = torch.cat([self.top, -self.bottom], 1).T.double() * (tau / self.unit)
-        log_z = sums.log() + extremes if u.score == "dot" else torch.full_like(sums, math.nan)
+    def statistics(self, top: Top) -> tuple[Tensor, Tensor, Tensor]:
+        """Standard deviation and excess kurtosis of the scores [n], and log_z [2, n]."""
+        u, d, r = self.u, self.directions, self.reduced
+        std = (r.squares / u.d_vocab).sqrt() / self.unit
+        kurtosis = u.d_vocab * r.fourths / r.squares.square() - 3
+        if u.score == "cosine":
+            return std, kurtosis, torch.full_like(r.log_z, math.nan)
+        tau = math.sqrt(u.d_model) / d.norm
+        signs = _signs(u.device)
+        log_z = r.log_z + signs[..., 0] * tau * (self.shift - d.mean)  # of +-tau * (score - mean)
+        if self.with_.dtype != torch.float32:  # the greatest terms are known better
+            wrong = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids) / self.unit[:, None]
+            wrong = (wrong + signs * self.shift[:, None] - signs * d.mean[:, None]) * tau[:, None]
+            right = (top.scores - signs * d.mean[:, None]) * tau[:, None]
+            log_z += ((right - log_z[..., None]).exp() - (wrong - log_z[..., None]).exp()).sum(-1).log1p()
         return std, kurtosis, log_z
 
-    def top_tokens(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The k tokens of greatest score at both poles: ids and scores [2, n, k], and which rows took a repair [n]."""
-        u, d = self.u, self.directions
-        tokens, outside = self._candidates(k)
-        n_both = tokens.permute(1, 0, 2).flatten(1)  # [n, 2 * c], so that a row's columns are gathered together
-        exact = exact_scores(d.rows, n_both.clamp(min=0), u, self.plan.pairs)
-        exact = exact.view(len(exact), 2, -1).permute(1, 0, 2) * _signs(u.device)
-        exact, tokens = sort_tokens(exact.masked_fill(tokens < 0, -math.inf), tokens, k)
-        kth = (exact[..., -1:] - d.poles_mean) * self.unit[:, None]
-        unproven = ~(outside < kth)[..., 0]
-        if u.precision == "fast":
-            unproven = torch.zeros_like(unproven)
-        for pole, row in unproven.nonzero().tolist():
-            exact[pole, row], tokens[pole, row] = self._repaired(pole, row, kth[pole, row], k)
-        return tokens, exact, unproven.any(0)
+    def top_tokens(self, k: int) -> Top:
+        """The k tokens of greatest score at both poles."""
+        u, d, signs = self.u, self.directions, _signs(self.u.device)
+        tokens, outside = self._candidates()
+        of_row = tokens.transpose(0, 1).flatten(1)  # both poles of a row together
+        exact = exact_scores(d.rows, of_row.clamp(min=0), u, self.plan.gathered)
+        exact = exact.unflatten(1, (2, -1)).transpose(0, 1) * signs
+        scores, ids = sort_tokens(exact.masked_fill(tokens < 0, -math.inf), tokens, k)
+        kth = self.as_screened(scores[..., -1:], signs)
+        return Top(ids, scores, ~(outside < kth)[..., 0])
 
-    def _candidates(self, k: int) -> tuple[Tensor, Tensor]:
+    def as_screened(self, scores: Tensor, signs: Tensor) -> Tensor:
+        """Exact scores in the screen's terms."""
+        return (scores - signs * self.shift[:, None]) * self.unit[:, None]
+
+    def _candidates(self) -> tuple[Tensor, Tensor]:
         """Tokens [2, n, c] of greatest upper bound (-1: none), and the greatest upper bound left out [2, n, 1]."""
-        u, signs = self.u, _signs(self.u.device)
+        u, plan = self.u, self.plan
+        greatest = self.reduced.greatest
         if len(u.ignored):
-            self.high = _block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf))
-            self.low = _block_minima(self.scores.index_fill_(1, u.ignored, math.inf))
-        upper = torch.stack([self.high, -self.low]).add_(self._block_reach)
+            greatest = greatest.clone()
+            greatest[0] = _block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf), plan.group)
+            greatest[1] = -_block_minima(self.scores.index_fill_(1, u.ignored, math.inf), plan.group)
+        upper = self._upper(greatest, self._lost, self._block_reach, self._block_fixed_error)
         n_blocks = upper.shape[-1]
-        blocks, left_blocks = _greatest(upper, k + _MARGIN)
-        tokens = (blocks[..., None] + n_blocks * torch.arange(_GROUP, device=u.device)).flatten(-2)
+        blocks, left_blocks = _greatest(upper, plan.candidates)
+        tokens = (blocks[..., None] + n_blocks * torch.arange(plan.group, device=u.device)).flatten(-2)
         real = tokens < u.d_vocab
         tokens.clamp_(max=u.d_vocab - 1)
         real &= u.reportable[tokens]
-        scores = self.scores.expand(2, -1, -1).gather(-1, tokens) * signs
-        upper = (scores + self._reach[tokens]).masked_fill_(~real, -math.inf)
-        chosen, left_tokens = _greatest(upper, k + _MARGIN)
-        tokens = tokens.masked_fill_(~real, -1).gather(-1, chosen)
-        return tokens, torch.maximum(left_blocks, left_tokens) + self.rounding
+        scores = self.scores.expand(2, -1, -1).gather(-1, tokens) * _signs(u.device)
+        upper = self._upper(scores, self._lost, self.with_.reach[tokens], self._fixed_error[tokens])
+        chosen, left_tokens = _greatest(upper.masked_fill_(~real, -math.inf), plan.candidates)
+        return tokens.masked_fill_(~real, -1).gather(-1, chosen), torch.maximum(left_blocks, left_tokens)
 
-    def _repaired(self, pole: int, row: int, kth: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Score again every token that may reach `kth`, itself a lower bound on the k-th score."""
-        u, sign = self.u, 1 - 2 * pole
-        upper = sign * self.scores[row] + self._reach + self.rounding[row]
-        tokens = (~(upper < kth) & u.reportable).nonzero().T  # [1, m]
-        exact = exact_scores(self.directions.rows[row, None], tokens, u, self.plan.pairs) * sign
-        exact, tokens = sort_tokens(exact, tokens, k)
-        return exact[0], tokens[0]
+    def _upper(self, scores: Tensor, lost: Tensor, reach: Tensor, fixed_error: Tensor) -> Tensor:
+        """Upper bounds on the exact scores behind screened ones."""
+        scores = scores.float()
+        upper = torch.add(scores, scores.abs(), alpha=self.with_.rounding)
+        return upper.add_(fixed_error).addcmul_(lost, reach)
+
+    def reaching(self, row: int, pole: int, kth: Tensor) -> Tensor:
+        """Every reportable token whose bound reaches `kth` [], an exact score: ids [m]."""
+        sign = 1 - 2 * pole
+        least = (kth - sign * self.shift[row]) * self.unit[row]
+        upper = self._upper(sign * self.scores[row], self._lost[row], self.with_.reach, self._fixed_error)
+        return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
+
+
+def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work: Tensor) -> Reduced:
+    """Reduce screened scores [n, d_vocab].
+
+    Args:
+        scores: float32 or bfloat16.
+        mean: float32 [n, 1], the mean of each row.
+        slope: float32 [n, 1], what log_z multiplies scores with; None where no log_z is wanted.
+        group: tokens in a block.
+        work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
+    """
+    greatest = torch.stack([_block_maxima(scores, group), -_block_minima(scores, group)])
+    squares, fourths = _power_sums(scores, mean, work)
+    if slope is None:
+        return Reduced(greatest, squares, fourths, torch.full_like(greatest[..., 0], math.nan, dtype=torch.float64))
+    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax((0, 2)), slope, work))
+
+
+def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
+    """float64 [2, n], sums of (score - mean)^2 and of (score - mean)^4."""
+    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
+    for rows, some, here in _in_cache(scores, work):
+        sums[0, rows] += here.copy_(some).sub_(mean[rows]).square_().sum(1)
+        sums[1, rows] += here.square_().sum(1)
+    return sums
+
+
+def _log_sums(scores: Tensor, largest: Tensor, slope: Tensor, work: Tensor) -> Tensor:
+    """float64 [2, n], logsumexp of +-slope * score; `largest` [n] is the greatest |score|."""
+    steep = (largest * slope[:, 0] > _STEEPEST).nonzero()[:, 0].tolist()
+    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
+    for rows, some, here in _in_cache(scores, work):
+        here.copy_(some).mul_(slope[rows])
+        if steep:
+            here.clamp_(-_STEEPEST, _STEEPEST)
+        sums[0, rows] += here.exp_().sum(1)  # one exponential serves both poles
+        sums[1, rows] += here.reciprocal_().sum(1)
+    log_z = sums.log()
+    for row in steep:
+        scaled = scores[row] * slope[row].double()
+        log_z[0, row], log_z[1, row] = scaled.logsumexp(0), (-scaled).logsumexp(0)
+    return log_z
+
+
+def _in_cache(scores: Tensor, work: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Parts of scores with their rows, and of `work` in the same shape."""
+    for columns in parts(scores.shape[1], min(_WORK_COLUMNS, len(work))):
+        for rows in parts(len(scores), len(work) // (columns.stop - columns.start)):
+            some = scores[rows, columns]
+            yield rows, some, work[: some.numel()].view(some.shape)
+
+
+def round_up(size: int) -> int:
+    """The next multiple of 64: rows so long start where vector units like it."""
+    return -(-size // 64) * 64
 
 
 def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -244,23 +327,20 @@ def _greatest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return places[..., :count], left
 
 
-def _block_maxima(scores: Tensor) -> Tensor:
-    """[n, blocks]: token t is in block t mod blocks, so the reduction runs along contiguous memory."""
-    whole, rest = _in_blocks(scores)
-    maxima = whole.amax(1)
-    torch.maximum(maxima[:, : rest.shape[1]], rest, out=maxima[:, : rest.shape[1]])
+def _block_maxima(scores: Tensor, group: int) -> Tensor:
+    """[n, blocks]: token t is in block t mod blocks, so that the reduction runs along contiguous memory."""
+    blocks = -(-scores.shape[1] // group)
+    whole = scores.shape[1] // blocks * blocks
+    maxima = scores[:, :whole].unflatten(1, (-1, blocks)).amax(1)
+    here = maxima[:, : scores.shape[1] - whole]
+    torch.maximum(here, scores[:, whole:], out=here)
     return maxima
 
 
-def _block_minima(scores: Tensor) -> Tensor:
-    whole, rest = _in_blocks(scores)
-    minima = whole.amin(1)
-    torch.minimum(minima[:, : rest.shape[1]], rest, out=minima[:, : rest.shape[1]])
-    return minima
-
-
-def _in_blocks(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [n, d_vocab] as [n, whole groups, blocks], and what is left of them [n, fewer than blocks]."""
-    blocks = -(-scores.shape[1] // _GROUP)
+def _block_minima(scores: Tensor, group: int) -> Tensor:
+    blocks = -(-scores.shape[1] // group)
     whole = scores.shape[1] // blocks * blocks
-    return scores[:, :whole].unflatten(1, (-1, blocks)), scores[:, whole:]
+    minima = scores[:, :whole].unflatten(1, (-1, blocks)).amin(1)
+    here = minima[:, : scores.shape[1] - whole]
+    torch.minimum(here, scores[:, whole:], out=here)
+    return minima
