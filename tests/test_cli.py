@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from tests.test_neuron_map import Words
 from tl_flash import NeuronMap, decode_directions
 from tl_flash.cli import main
-from tests.test_neuron_map import Words
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_show(capsys, map_path):
         (["show", "MAP", "dog"], "L3N17"),
         (["find", "MAP", "w9"], "did you mean ' w9'"),
         (["find", "MAP", " w9", "--by", "size"], "by: expected"),
-        (["find", "nowhere.safetensors", " w9"], "no such map"),
+        (["find", "nowhere.safetensors", " w9"], "no such file"),
         (["decode", "/no/such/folder"], "no such folder"),
         (["decode", "gpt2", "-o", "/no/such/folder/map"], "no such folder to write"),
         (["decode", "gpt2", "--surface", "jax"], "surface: expected"),

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from tl_flash import decode_directions, flash_decode, models
+from tl_flash import compare, decode_directions, flash_decode, models
 from tl_flash.decode import NULL_DRAWS
 
 
@@ -147,3 +147,14 @@ def test_a_zero_neuron_is_named(bridge, monkeypatch):
     monkeypatch.setattr(models, "read", lambda *_, **__: broken)
     with pytest.raises(ValueError, match="layer 1.*row 7"):
         flash_decode(bridge, layers=[1])
+
+
+def test_the_source_says_whether_the_unembedding_came_centred(bridge, hooked):
+    assert not flash_decode(bridge, k=1).source.center_unembed
+    assert flash_decode(hooked, k=1).source.center_unembed
+
+
+def test_cosines_of_a_centred_and_an_uncentred_unembedding_are_not_compared(bridge, hooked):
+    with pytest.raises(ValueError, match="same center_unembed as a, False; got True"):
+        compare(flash_decode(bridge, score="cosine"), flash_decode(hooked, score="cosine"))
+    assert compare(flash_decode(bridge), flash_decode(hooked)).agreement == 1

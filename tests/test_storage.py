@@ -94,7 +94,7 @@ def test_a_truncated_file_is_refused(path, keep):
 
 def test_a_foreign_file_is_refused(path):
     save_file({"x": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="no map of tl_flash"):
+    with pytest.raises(ValueError, match="no tl_flash.NeuronMap"):
         NeuronMap.load(path)
     path.write_text("not safetensors at all")
     with pytest.raises(ValueError, match="no safetensors file"):
@@ -110,7 +110,7 @@ def test_a_newer_format_is_refused(path, neurons, monkeypatch):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such map"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         NeuronMap.load(tmp_path / "none.safetensors")
 
 

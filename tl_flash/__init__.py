@@ -1,7 +1,9 @@
 """Say what each MLP neuron of a language model stands for, straight from its weights, and test it causally."""
 
+from tl_flash.clamp import clamp, clamp_hooks
 from tl_flash.compare import Comparison, compare
 from tl_flash.decode import decode_directions, flash_decode
+from tl_flash.experiments import DoseCurve, MentionRate, clamp_sweep, mention_rate
 from tl_flash.hits import Hit, Hits
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import Neuron
@@ -9,12 +11,18 @@ from tl_flash.top_tokens import TopTokens
 
 __all__ = [
     "Comparison",
+    "DoseCurve",
     "Hit",
     "Hits",
+    "MentionRate",
     "Neuron",
     "NeuronMap",
     "TopTokens",
+    "clamp",
+    "clamp_hooks",
+    "clamp_sweep",
     "compare",
     "decode_directions",
     "flash_decode",
+    "mention_rate",
 ]

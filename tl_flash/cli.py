@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tl_flash.hits import Hits
     from tl_flash.neuron_map import NeuronMap
     from tl_flash.reading import NeuronReading
+    from tl_flash.validation import Validation
 
 app = typer.Typer(
     help="Say what each MLP neuron of a language model stands for, straight from its weights.",
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 
 MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="A map that `tl-flash decode` wrote.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face name or a model folder.")]
+Surface = Annotated[str, typer.Option(help="Load as bridge (TransformerBridge) or hooked (HookedTransformer).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Count = Annotated[int, typer.Option("-n", help="How many at most.")]
 By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]
@@ -30,7 +33,7 @@ By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]
 
 @app.command()
 def decode(
-    model: Annotated[str, typer.Argument(help="A Hugging Face name or a model folder.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the map.")] = Path("map.safetensors"),
     side: Annotated[str, typer.Option(help="in, gate or out.")] = "in",
     score: Annotated[str, typer.Option(help="dot or cosine.")] = "dot",
@@ -40,7 +43,7 @@ def decode(
     fold_ln: Annotated[bool, typer.Option(help="Fold the norms' scales in.")] = True,
     precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
-    surface: Annotated[str, typer.Option(help="Load as bridge or hooked (HookedTransformer).")] = "bridge",
+    surface: Surface = "bridge",
 ) -> None:
     """Decode every MLP neuron of a model and write the map.
 
@@ -102,6 +105,90 @@ def show(
     _print([loaded.specialised(n, by=by)], as_json)
 
 
+@app.command()
+def compare(
+    a: MapPath,
+    b: Annotated[Path, typer.Argument(metavar="MAP", help="The map to compare with, such as the instruct model's.")],
+    n: Annotated[int, typer.Option("-n", help="How many changed neurons to list.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Compare two maps: how many neurons keep their top token, layer by layer, and which do not.
+
+    Example: `tl-flash compare base.safetensors instruct.safetensors`
+    """
+    import tl_flash
+
+    comparison = tl_flash.compare(_load(a), _load(b))
+    changed, parts = comparison.changed(n), comparison.by_specialisation()
+    if as_json:
+        tables = {"by_layer": comparison.to_frame(), "by_specialisation": parts, "changed": changed}
+        records = {name: [_jsonable(record) for record in frame.to_dict("records")] for name, frame in tables.items()}
+        typer.echo(json.dumps({"agreement": comparison.agreement, "null": comparison.null} | records))
+        return
+    typer.echo(str(comparison))
+    typer.echo("\nby how specialised the neurons are in the first map")
+    typer.echo(parts.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo("\nthe surest of the neurons that changed")
+    typer.echo(changed.to_string(index=False, float_format="{:.3g}".format))
+
+
+@app.command()
+def clamp(
+    model: ModelName,
+    neurons: Annotated[list[str], typer.Argument(help="What to clamp and to what value, such as L3N17=8.0.")],
+    prompt: Annotated[list[str], typer.Option(help="A text to complete; give it again for more.")],
+    mode: Annotated[str, typer.Option(help="set, add, multiply, floor or ceil.")] = "set",
+    positions: Annotated[str | None, typer.Option(help="prompt, generated or last; by default all.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at most.")] = 24,
+    surface: Surface = "bridge",
+    as_json: Json = False,
+) -> None:
+    """Let a model complete texts without and with clamped neurons.
+
+    Example: `tl-flash clamp gpt2 L11N100=20 --prompt "My favourite animal is"`
+    """
+    from tl_flash import clamp as clamped
+    from tl_flash import loading
+    from tl_flash.experiments import complete_text
+
+    values = dict(_neuron_value(text) for text in neurons)
+    loaded = loading.load(model, surface)
+    before = [complete_text(loaded, text, new_tokens) for text in prompt]
+    with clamped(loaded, values, mode=mode, positions=positions):  # pyright: ignore[reportArgumentType]
+        after = [complete_text(loaded, text, new_tokens) for text in prompt]
+    records = [
+        dict(zip(("prompt", "before", "after"), row, strict=True)) for row in zip(prompt, before, after, strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(records, ensure_ascii=False))
+        return
+    for record in records:
+        typer.echo(f"{record['prompt']!r}\n  before: {record['before'].strip()}\n  after:  {record['after'].strip()}")
+
+
+@app.command()
+def validate(
+    model: ModelName,
+    map: MapPath,
+    n: Count = 50,
+    by: By = "z",
+    controls: Annotated[int, typer.Option(help="Matched random neurons a neuron.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draw of controls.")] = 0,
+    surface: Surface = "bridge",
+    as_json: Json = False,
+) -> None:
+    """Clamp the most specialised neurons of a map and see whether their labels are raised.
+
+    Example: `tl-flash validate gpt2 gpt2.safetensors -n 20`
+    """
+    from tl_flash import loading
+    from tl_flash import validate as validated
+
+    hits = _load(map).specialised(n, by=by)
+    result = validated(loading.load(model, surface), hits, controls=controls, seed=seed)
+    _print([result], as_json)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -112,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=argv, prog_name="tl-flash")
     except SystemExit as end:
         return int(end.code or 0)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
         return 1
@@ -125,13 +212,21 @@ def _load(path: Path) -> NeuronMap:
     return NeuronMap.load(path)
 
 
-def _print(results: Sequence[Hits | NeuronReading], as_json: bool) -> None:
+def _print(results: Sequence[Hits | NeuronReading | Validation], as_json: bool) -> None:
     """Print tables, or one JSON list of records."""
     if not as_json:
         typer.echo("\n\n".join(map(str, results)))
         return
     records = [record for result in results for record in result.to_frame().to_dict("records")]
     typer.echo(json.dumps([_jsonable(record) for record in records], ensure_ascii=False))
+
+
+def _neuron_value(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"neurons: expected a neuron and its value, such as L3N17=8.0, got {text!r}") from None
 
 
 def _jsonable(record: dict[Any, Any]) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def compare(a: NeuronMap, b: NeuronMap) -> Comparison:
 
 
 def _must_agree(a: NeuronMap, b: NeuronMap) -> list[tuple[str, object, object]]:
+    cosines = a.score == b.score == "cosine"
     return [
         ("layers", a.layers, b.layers),
         ("d_mlp", a.d_mlp, b.d_mlp),
@@ -167,6 +168,7 @@ def _must_agree(a: NeuronMap, b: NeuronMap) -> list[tuple[str, object, object]]:
         ("side", a.side, b.side),
         ("score", a.score, b.score),
         ("fold_ln", a.source.fold_ln, b.source.fold_ln),
+        ("center_unembed", cosines and a.source.center_unembed, cosines and b.source.center_unembed),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,7 +19,7 @@ from tl_flash.null import Null
 from tl_flash.progress import track
 from tl_flash.top_tokens import TopTokens
 from tl_flash.vocab import Vocab
-from tl_flash.weights import fingerprint, require_side
+from tl_flash.weights import fingerprint, is_centred, require_side
 
 NULL_DRAWS = 1024
 """Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
@@ -53,7 +54,9 @@ def flash_decode(
         model: a HookedTransformer or subclass, a TransformerBridge (with or without compatibility mode), or a
             Hugging Face causal LM.
         side: which vector of a neuron: "in" (W_in, the up-projection in a gated MLP), "gate" (W_gate) or "out" (W_out).
-        score: "dot" (the paper's), or "cosine" of direction and unembedding column.
+        score: "dot" (the paper's), or "cosine" of direction and unembedding column, for which `logits` are cosines, z
+            is the cosine over its standard deviation, and there are no probabilities. A model loaded with
+            center_unembed, as `from_pretrained` does, has other cosines than one loaded without; `source` says which.
         k: tokens to keep at each pole.
         layers: which layers; all by default.
         fold_ln: fold the norms' scales in as `HookedTransformer.from_pretrained` does. The result then does not
@@ -84,7 +87,7 @@ def flash_decode(
         True
     """
     weights = models.read(model, tokenizer=tokenizer)
-    chosen = _chosen_layers(layers, weights.n_layers)
+    chosen = models.chosen_layers(layers, weights.n_layers)
     require_side(side, weights.sides)
     vocab = weights.vocab
     tracked = vocab.ids(tokens or [])
@@ -126,8 +129,9 @@ def flash_decode(
             model=weights.name,
             model_class=weights.class_name,
             fingerprint=weights.fingerprint(chosen, side),
-            dtype=str(weights.W_U.dtype).removeprefix("torch."),
+            dtype=weights.dtype,
             fold_ln=fold_ln,
+            center_unembed=is_centred(weights.W_U),
             precision=precision,
             repaired=sum(readout.repaired for readout in readouts),
             versions=_versions(),
@@ -200,7 +204,7 @@ def decode_directions(
         device=device,
         precision=precision,
     )
-    x = directions.detach().float()
+    x = directions.detach()
     drawn = _shuffled(x, seed=0) if len(x) >= _FEWEST_TO_SHUFFLE else x[:0]
     both = kernel.decode(torch.cat([x, drawn]), unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
     readout = _rows(both, slice(len(x)))
@@ -222,25 +226,12 @@ def decode_directions(
             fingerprint=fingerprint(W_U.T, directions),
             dtype=str(directions.dtype).removeprefix("torch."),
             fold_ln=fold_ln and not torch.is_tensor(model_or_W_U),
+            center_unembed=is_centred(W_U),
             precision=precision,
             repaired=readout.repaired,
             versions=_versions(),
         ),
     )
-
-
-def _chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
-    chosen = list(range(n_layers)) if layers is None else list(layers)
-    if not chosen:
-        raise ValueError("layers: expected at least one layer, got an empty list; leave it out to decode all")
-    for layer in chosen:
-        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-            raise TypeError(f"layers: expected whole numbers, got {layer!r}")
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"layers: expected layers from 0 to {n_layers - 1}, got {layer}")
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"layers: expected each layer once, got {chosen}")
-    return [int(layer) for layer in chosen]
 
 
 def _shuffled(x: Float[Tensor, "n d_model"], *, seed: int) -> Float[Tensor, "draw d_model"]:
@@ -329,6 +320,7 @@ def _null(draws: list[Readout]) -> Null:
     return Null(torch.stack(z), torch.stack([draw.kurtosis.sort().values for draw in draws]))
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("tl_flash", "torch", "transformer-lens", "transformers"):

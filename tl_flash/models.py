@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,26 @@ def read(model: Any, *, tokenizer: Any = None) -> MLPWeights:
         "model: expected a HookedTransformer, a TransformerBridge, a Hugging Face causal LM or a checkpoint folder, "
         f"got {type(model).__name__}"
     )
+
+
+def chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    """The layers asked for, all by default.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: none, unknown ones, or one twice.
+    """
+    chosen = list(range(n_layers)) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("layers: expected at least one layer, got an empty list; leave it out to decode all")
+    for layer in chosen:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise TypeError(f"layers: expected whole numbers, got {layer!r}")
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"layers: expected layers from 0 to {n_layers - 1}, got {layer}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers: expected each layer once, got {chosen}")
+    return [int(layer) for layer in chosen]
 
 
 def _read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
@@ -149,6 +169,7 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
 
 def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
     name = type(model).__name__
+    _require_dense({layer: _expert_fault(block) for layer, block in enumerate(_hugging_face_blocks(model))})
     names = architecture(name)
     config = model.config
 
@@ -171,6 +192,18 @@ def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
         name=getattr(config, "name_or_path", "") or "unnamed",
         class_name=name,
     )
+
+
+def _hugging_face_blocks(model: Any) -> Any:
+    """A Hugging Face model's blocks, under whatever name its family gives them."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return next((blocks for blocks in lists if len(blocks) == model.config.num_hidden_layers), [torch.nn.Module()])
+
+
+def _expert_fault(block: torch.nn.Module) -> str | None:
+    if any(hasattr(module, "experts") for module in block.modules()):
+        return "no dense W_in and W_out (a mixture of experts?)"
+    return None
 
 
 def layer_from_tensors(names: Architecture, layer: int, tensor: Callable[[str], Tensor]) -> Layer:

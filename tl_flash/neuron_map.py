@@ -37,6 +37,8 @@ class Source:
     """Digest of the weights decoded, as the model held them."""
     dtype: str
     fold_ln: bool
+    center_unembed: bool
+    """Whether W_U came without its vocabulary mean; no logit or probability can see it, but cosines do."""
     precision: str
     repaired: int
     """Rows whose first screening did not prove their top tokens, so that they were done again."""

@@ -1,4 +1,4 @@
-"""Maps on disk: one safetensors file, versioned, checksummed, written whole or not at all."""
+"""Results on disk: one safetensors file each, versioned, checksummed, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ _STATISTICS = ("norm", "mean", "std", "kurtosis")
 
 
 def save(map: NeuronMap, path: str | Path) -> None:
-    """Write a map; a crash on the way leaves an older file at `path` as it was."""
-    tensors = _tensors(map)
+    """Write a map; see `NeuronMap.save`."""
     header = {
-        "format": FORMAT,
-        "version": VERSION,
         "side": map.side,
         "score": map.score,
         "n_layers": map.n_layers,
@@ -41,19 +38,12 @@ def save(map: NeuronMap, path: str | Path) -> None:
         "tracked": map.tracked.ids,
         "source": asdict(map.source),
     }
-    header["checksum"] = _checksum(header, tensors)
-    write_atomically(tensors, {FORMAT: json.dumps(header, sort_keys=True)}, Path(path))
+    write(FORMAT, VERSION, header, _tensors(map), path)
 
 
 def load(path: str | Path) -> NeuronMap:
     """Read a map; see `NeuronMap.load`."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such map file")
-    header, tensors = _read(path)
-    checksum = header.pop("checksum", None)
-    if checksum != _checksum(header, tensors):
-        raise ValueError(f"{path}: the contents do not match their checksum, so the file was altered; decode again")
+    header, tensors = read(FORMAT, VERSION, path)
     vocab = Vocab(header["d_vocab"], _unpack_strings(tensors["vocab.bytes"], tensors["vocab.lengths"]))
     tau = header["d_model"] ** 0.5 / tensors["norm"]
     poles = [
@@ -66,7 +56,6 @@ def load(path: str | Path) -> NeuronMap:
         )
         for pole in ("positive", "negative")
     ]
-    null = Null(tensors["null.z"], tensors["null.kurtosis"]) if "null.z" in tensors else None
     return NeuronMap(
         side=header["side"],
         score=header["score"],
@@ -77,22 +66,57 @@ def load(path: str | Path) -> NeuronMap:
         vocab=vocab,
         positive=poles[0],
         negative=poles[1],
-        null=null,
+        null=Null(tensors["null.z"], tensors["null.kurtosis"]) if "null.z" in tensors else None,
         tracked=Tracked(header["tracked"], tensors["tracked"], vocab),
         **{name: tensors[name] for name in _STATISTICS},
     )
 
 
-def write_atomically(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write a safetensors file beside `path`, flush it to the disk, and only then give it its name."""
+def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Write an artefact beside `path`, flush it to the disk, and only then give it its name.
+
+    A crash on the way leaves an older file at `path` as it was.
+    """
+    path = Path(path)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header = header | {"version": version}
+    header["checksum"] = _checksum(header, tensors)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata)
+        save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read(format: str, version: int, path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the header and tensors of an artefact.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated, altered, foreign, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if format not in metadata:
+                raise ValueError(f"{path}: a safetensors file, but no {format}; expected one that .save wrote")
+            header = json.loads(metadata[format])
+            if header["version"] > version:
+                raise ValueError(
+                    f"{path}: of format {header['version']}, newer than this tl_flash reads ({version}); upgrade it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated, or no safetensors file ({error}); make it again") from error
+    if header.pop("checksum", None) != _checksum(header, tensors):
+        raise ValueError(f"{path}: the contents do not match their checksum, so the file was altered; make it again")
+    return header, tensors
 
 
 def _tensors(map: NeuronMap) -> dict[str, Tensor]:
@@ -103,7 +127,7 @@ def _tensors(map: NeuronMap) -> dict[str, Tensor]:
         tensors |= {"null.z": map.null.z, "null.kurtosis": map.null.kurtosis}
     tensors["tracked"] = map.tracked.logits
     tensors["vocab.bytes"], tensors["vocab.lengths"] = _pack_strings(map.vocab.strings)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
 def _pack_strings(strings: tuple[str | None, ...]) -> tuple[Tensor, Tensor]:
@@ -129,20 +153,3 @@ def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().data.cast("B") if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise ValueError(f"{path}: a safetensors file, but no map of tl_flash; expected one that .save wrote")
-            header = json.loads(metadata[FORMAT])
-            if header["version"] > VERSION:
-                raise ValueError(
-                    f"{path}: a map of format {header['version']}, newer than this tl_flash reads ({VERSION}); "
-                    "upgrade tl_flash"
-                )
-            return header, {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or no safetensors file ({error}); decode again") from error

@@ -56,6 +56,11 @@ class MLPWeights:
         """Number of columns of W_U."""
         return self.W_U.shape[1]
 
+    @property
+    def dtype(self) -> str:
+        """In which the model holds its unembedding, such as "bfloat16"."""
+        return str(self.W_U.dtype).removeprefix("torch.")
+
     def layer(self, layer: int) -> Layer:
         """One layer's matrices.
 
@@ -96,6 +101,13 @@ class MLPWeights:
     def fingerprint(self, layers: Sequence[int], side: str) -> str:
         """The digest of W_U and of one side of these layers, as held."""
         return fingerprint(self.W_U.T, *(getattr(self.layer(layer), _MATRIX[side]) for layer in layers))
+
+
+def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
+    """Whether the columns of W_U have mean zero, as TransformerLens's `center_unembed` leaves them."""
+    mean = W_U.detach().mean(1, dtype=torch.float32).norm()
+    length = W_U.detach().norm(dtype=torch.float32) / W_U.shape[1] ** 0.5
+    return bool(mean <= 1e-4 * length)
 
 
 def require_side(side: str, sides: Sequence[str]) -> None:
