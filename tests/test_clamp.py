@@ -329,7 +329,10 @@ def test_outlives_reset_hooks(model, tokens):
 
 
 def test_says_when_others_removed_its_hook(model, tokens):
-    with pytest.raises(RuntimeError, match="blocks.0.mlp.hook_post was removed"), clamp(model, {"L0N3": 9.0}):
+    with (
+        pytest.raises(RuntimeError, match="clamp.set, 1 neurons. on blocks.0.mlp.hook_post was removed"),
+        clamp(model, {"L0N3": 9.0}),
+    ):
         model(tokens)
         model.reset_hooks(including_permanent=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from tl_flash.hooks import (
     At,
+    Hook,
     Positions,
     Sequence,
     Site,
-    hook_point,
+    attached,
     neuron_site,
     parse_positions,
     refuse_block_hook,
@@ -23,7 +24,6 @@ from tl_flash.hooks import (
 from tl_flash.neurons import Neuron, NeuronLike, by_layer
 
 Mode = Literal["set", "add", "multiply", "floor", "ceil"]
-Hook = Callable[..., Tensor]
 
 _APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "set": lambda act, value: value.expand_as(act),
@@ -85,26 +85,9 @@ def clamp(
         ...     model.generate("My favourite animal is")
     """
     clamps, entries = _build(neurons, mode, positions, at, model)
-    targets = [(name, hook_point(model, name), function) for name, function in entries]
-    with ExitStack() as attached:
-        for target in targets:
-            attached.enter_context(_attached(*target))
+    with attached(model, entries):
         yield model
     _require_effect(clamps)
-
-
-@contextmanager
-def _attached(name: str, point: Any, function: Hook) -> Iterator[None]:
-    # Permanent in TransformerLens's sense: reset_hooks() inside the context must not end the clamp unseen.
-    point.add_hook(function, is_permanent=True)
-    handle = point.fwd_hooks[-1]
-    try:
-        yield
-        if not any(other is handle for other in point.fwd_hooks):
-            raise RuntimeError(f"clamp: its hook on {name} was removed inside the context, so later passes ran without")
-    finally:
-        handle.hook.remove()
-        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
 def _require_effect(clamps: list[_LayerClamp]) -> None:

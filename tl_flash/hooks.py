@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import index
 from typing import Any, Literal, NamedTuple, TypeGuard, get_args
@@ -13,6 +14,7 @@ from torch import Tensor
 At = Literal["post", "up", "gate"]
 PositionName = Literal["prompt", "generated", "last"]
 Positions = PositionName | int | Iterable[int] | None
+Hook = Callable[..., Tensor | None]
 
 _ENTRY = "blocks.0.hook_resid_pre"
 # On a bridge, hook_pre and hook_post of a mixture of experts are other names for the block's input and output.
@@ -97,6 +99,37 @@ def hook_point(model: Any, name: str) -> Any:
     return point
 
 
+@contextmanager
+def attached(model: Any, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
+    """Hold forward hooks on a model inside the context, and remove exactly these on leaving it.
+
+    Raises:
+        ValueError: the model has no hook point of a name.
+        RuntimeError: on leaving, where somebody else removed one of them.
+    """
+    targets = [(hook_point(model, name), name, function) for name, function in hooks]
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(_one_attached(*target))
+        yield
+
+
+@contextmanager
+def _one_attached(point: Any, name: str, function: Hook) -> Iterator[None]:
+    # Permanent in TransformerLens's sense: reset_hooks() inside the context must not end it unseen.
+    point.add_hook(function, is_permanent=True)
+    handle = point.fwd_hooks[-1]
+    try:
+        yield
+        if not any(other is handle for other in point.fwd_hooks):
+            raise RuntimeError(
+                f"the hook {function!r} on {name} was removed inside the context; later passes lacked it"
+            )
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+
 def parse_positions(positions: Positions) -> PositionName | frozenset[int] | None:
     """Bring every accepted form of positions to a name, a set of indices, or None for all.
 
@@ -157,7 +190,7 @@ class Sequence:
         self._entered: Tensor | None = None
         self._repeats: bool | None = None
 
-    def hooks(self) -> list[tuple[str, Any]]:
+    def hooks(self) -> list[tuple[str, Hook]]:
         """The (hook name, function) pairs that follow the sequence; they change nothing."""
         pattern = (self.name, self._see_pattern)
         # Not hook_embed: HookedTransformer.generate goes around it.
