@@ -1,5 +1,6 @@
 """Say what each MLP neuron of a language model stands for, straight from its weights, and test it causally."""
 
+from tl_flash.activations import ActivationStats, activation_stats
 from tl_flash.clamp import clamp, clamp_hooks
 from tl_flash.compare import Comparison, compare
 from tl_flash.decode import decode_directions, flash_decode
@@ -8,8 +9,10 @@ from tl_flash.hits import Hit, Hits
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import Neuron
 from tl_flash.top_tokens import TopTokens
+from tl_flash.validation import Validation, validate
 
 __all__ = [
+    "ActivationStats",
     "Comparison",
     "DoseCurve",
     "Hit",
@@ -18,6 +21,8 @@ __all__ = [
     "Neuron",
     "NeuronMap",
     "TopTokens",
+    "Validation",
+    "activation_stats",
     "clamp",
     "clamp_hooks",
     "clamp_sweep",
@@ -25,4 +30,5 @@ __all__ = [
     "decode_directions",
     "flash_decode",
     "mention_rate",
+    "validate",
 ]

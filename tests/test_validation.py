@@ -1,0 +1,134 @@
+import dataclasses
+
+import pytest
+import torch
+
+from tl_flash import clamp, decode_directions, flash_decode, validate
+from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
+from tl_flash.validation import COLUMNS, DOSE, benjamini_hochberg, student_tail
+
+PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
+
+
+@pytest.fixture(scope="module", params=["bridge", "hooked"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def hits(model):
+    return flash_decode(model, side="out").specialised(3, quantile=0.9)
+
+
+@pytest.fixture(scope="module")
+def result(model, hits):
+    return validate(model, hits, prompts=PROMPTS, controls=4)
+
+
+def test_each_figure_is_what_one_clamp_gives(model, hits, result):
+    frame = result.to_frame()
+    assert tuple(frame.columns) == COLUMNS and len(frame) == 3
+    prompts = Prompts.of(model, PROMPTS)
+    before = Answers.of(model, prompts)
+    for hit, (i, row) in zip(hits, frame.iterrows(), strict=True):
+        with clamp(model, {hit.neuron: row["value"]}):
+            after = Answers.of(model, prompts)
+        token = hits.token_id(hit)
+        change = after.log_probs - before.log_probs
+        assert row["dlogp"] == pytest.approx(float(change[:, token].mean()), abs=1e-5)
+        assert row["dlogit"] == pytest.approx(float((after.logits - before.logits)[:, token].mean()), abs=1e-5)
+        assert row["rank_after"] == float((after.logits > after.logits[:, [token]]).sum(1).double().median())
+        top = hits.pole_ids(hit).tolist()
+        raised = change.mean(0).argsort(descending=True)[: len(top)].tolist()
+        assert row["overlap"] == pytest.approx(len({*top} & {*raised}) / len(top))
+        kl = torch.nn.functional.kl_div(after.log_probs, before.log_probs, reduction="batchmean", log_target=True)
+        assert row["kl"] == pytest.approx(float(kl), abs=1e-5)
+        assert 0 <= row["output_score"] <= 1 and row["perplexity_ratio"] > 0
+        assert row["dlogp_low"] <= row["dlogp"] <= row["dlogp_high"]
+        assert row["control_dlogp"] == pytest.approx(float(result.control_effects[i].mean()), abs=1e-6)
+
+
+def test_a_write_label_is_raised_more_than_its_controls(result):
+    assert result.share_raised() == 1
+    assert result.to_frame()["dlogp"].median() > float(result.control_effects.median())
+    assert "labels raised" in repr(result) and "q_value" in str(result) and "<table" in result._repr_html_()
+
+
+def test_the_dose_is_in_the_neurons_own_units(model, hits, result):
+    for hit, row in zip(hits, result.records, strict=True):
+        largest = 0.0
+        for prompt in PROMPTS:
+            _, cache = model.run_with_cache(model.to_tokens(prompt))
+            act = cache[f"blocks.{hit.neuron.layer}.mlp.hook_post"][0, :, hit.neuron.index]
+            start = int(model.to_tokens(prompt)[0, 0] == model.tokenizer.bos_token_id)
+            largest = max(largest, float(act[start:].abs().max()))
+        assert abs(row["value"]) == pytest.approx(DOSE * largest, rel=1e-4)
+        assert (row["value"] > 0) == (hit.pole == "positive")
+
+
+def test_in_labels_are_clamped_by_the_sign_of_write_z(model):
+    hits = flash_decode(model, side="in").specialised(6, quantile=0.5)
+    for hit, row in zip(hits, validate(model, hits, prompts=PROMPTS, controls=2).records, strict=True):
+        assert (row["value"] > 0) == (hit.write_z > 0)
+
+
+def test_it_is_seeded(model, hits, result):
+    again = validate(model, hits, prompts=PROMPTS, controls=4)
+    assert torch.equal(again.control_effects, result.control_effects)
+    other = validate(model, hits, prompts=PROMPTS, controls=4, seed=1)
+    assert not torch.equal(other.control_effects, result.control_effects)
+
+
+def test_a_value_of_the_users_own(model, hits):
+    assert {row["value"] for row in validate(model, hits, prompts=PROMPTS, value=2.5, controls=2).records} == {2.5}
+
+
+def test_a_map_stands_for_its_most_specialised_neurons(model):
+    map = flash_decode(model, side="out")
+    expected = [str(hit.neuron) for hit in map.specialised(2)]
+    if not expected:
+        with pytest.raises(ValueError, match="at least one neuron"):
+            validate(model, map, n=2)
+    else:
+        assert [row["neuron"] for row in validate(model, map, n=2, prompts=PROMPTS, controls=2).records] == expected
+
+
+def test_wrong_arguments_are_refused(model, hits):
+    with pytest.raises(TypeError, match="NeuronMap or Hits"):
+        validate(model, ["L0N3"])
+    with pytest.raises(ValueError, match="at least one neuron"):
+        validate(model, hits[:0])
+    with pytest.raises(ValueError, match="controls: expected 2"):
+        validate(model, hits, controls=1)
+    with pytest.raises(ValueError, match='a number or "auto"'):
+        validate(model, hits, value="much")
+    directions = decode_directions(torch.randn(40, model.cfg.d_model), model).specialised(2, quantile=0.5)
+    with pytest.raises(ValueError, match='side "in", "gate" or "out"'):
+        validate(model, directions)
+
+
+def test_labels_of_another_model_are_refused(model, hits):
+    map = hits.map
+    other = dataclasses.replace(map, positive=dataclasses.replace(map.positive, logits=map.positive.logits * 1.1))
+    other = dataclasses.replace(other, negative=dataclasses.replace(map.negative, logits=map.negative.logits * 1.1))
+    with pytest.raises(ValueError, match="a map of another model"):
+        validate(model, other.specialised(3, quantile=0.5), prompts=PROMPTS)
+
+
+def test_the_student_tail_against_tables():
+    for t, dof, p in ((1.729, 19, 0.05), (2.539, 19, 0.01), (6.314, 1, 0.05), (0.0, 5, 0.5), (-1.729, 19, 0.95)):
+        assert student_tail(t, dof) == pytest.approx(p, abs=2e-4)
+    assert student_tail(float("inf"), 19) == pytest.approx(0, abs=1e-9)
+
+
+def test_benjamini_and_hochbergs_own_example():
+    """Benjamini and Hochberg 1995, section 4: at 0.05 the four smallest of fifteen are significant."""
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240]
+    p += [0.4262, 0.5719, 0.6528, 0.7590, 1]
+    q = benjamini_hochberg(p)
+    assert sum(value <= 0.05 for value in q) == 4
+    assert q[0] == pytest.approx(0.0015) and q[-1] == 1 and q == sorted(q)
+
+
+def test_the_default_prompts_serve(model, hits):
+    assert validate(model, hits[:1], controls=2).prompts == len(NEUTRAL_PROMPTS)

@@ -1,0 +1,291 @@
+"""Does a clamped neuron raise the token that its label names, more than like neurons do?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_flash import kernel, models
+from tl_flash.activations import activation_stats
+from tl_flash.clamp import Positions, clamp
+from tl_flash.hits import Hit, Hits
+from tl_flash.neuron_map import NeuronMap
+from tl_flash.neurons import Neuron
+from tl_flash.progress import track
+from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
+from tl_flash.weights import MLPWeights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DOSE = 5.0
+"""What value="auto" clamps to, in multiples of the neuron's max|hook_post| over the prompts."""
+
+COLUMNS = (
+    "neuron", "side", "pole", "token", "value", "dlogit", "dlogp", "rank_before", "rank_after", "output_score",
+    "overlap", "kl", "perplexity_ratio", "control_dlogp", "p_value", "q_value", "write_z", "dlogp_low", "dlogp_high",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What clamps did to the labels of some neurons, beside matched controls."""
+
+    records: tuple[dict[str, Any], ...]
+    side: str
+    prompts: int
+    controls: int
+    control_effects: Float[Tensor, "neuron control"]
+    """Change of the label's log-probability under each control's clamp, mean over prompts."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame, a row a neuron.
+
+        Columns: neuron, side, pole, token, write_z as in the map; `value` that hook_post was set to; means over the
+        prompts of `dlogit` (change of the token's logit, vocabulary mean taken off), `dlogp` (of its log-probability,
+        nats; its 95% interval `dlogp_low` to `dlogp_high`), `kl` (of the clamped from the unclamped prediction,
+        nats), `output_score` ((1 - best rank of the pole's tokens / d_vocab) times their greatest probability), and
+        medians of `rank_before`, `rank_after`; `overlap` (share of the pole's k tokens among the k raised most);
+        `perplexity_ratio` of the prompts' own text; `control_dlogp` (mean over controls), `p_value` (one-sided) and
+        `q_value` (Benjamini-Hochberg over these neurons).
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.records, columns=pd.Index(COLUMNS))
+
+    def share_significant(self, level: float = 0.05) -> float:
+        """Share of the neurons whose q_value is at most `level`."""
+        return sum(record["q_value"] <= level for record in self.records) / len(self.records)
+
+    def share_raised(self) -> float:
+        """Share of the neurons whose clamp raised its label."""
+        return sum(record["dlogp"] > 0 for record in self.records) / len(self.records)
+
+    def __repr__(self) -> str:
+        effect = torch.tensor([record["dlogp"] for record in self.records]).median()
+        return (
+            f'{len(self.records)} neurons, side "{self.side}", {self.prompts} prompts, {self.controls} controls each: '
+            f"{self.share_raised():.0%} of labels raised, median {effect:+.2f} nats "
+            f"(controls {self.control_effects.median():+.2f}); {self.share_significant():.0%} significant (q <= 0.05)"
+        )
+
+    def __str__(self) -> str:
+        frame = self.to_frame().drop(columns=["side", "dlogp_low", "dlogp_high"])
+        frame["token"] = frame["token"].map(repr)
+        return f"{self!r}\n{frame.to_string(index=False, float_format='{:.3g}'.format)}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        frame = self.to_frame()
+        frame["token"] = frame["token"].map(repr)
+        return f"<p>{escape(repr(self))}</p>{frame.to_html(index=False, border=0, float_format='{:.3g}'.format)}"
+
+
+def validate(
+    model: Any,
+    labels: NeuronMap | Hits,
+    *,
+    prompts: Sequence[str] | Tensor | None = None,
+    n: int = 50,
+    value: float | str = "auto",
+    positions: Positions = None,
+    controls: int = 20,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Validation:
+    """Clamp neurons and see whether the tokens that label them are raised.
+
+    Each neuron is clamped alone, and so are its controls: neurons of the same layer drawn from the 3 `controls` whose
+    ||W_out|| is nearest to its own, clamped to the same value. The p-value is the chance that a control's effect on the
+    same token is as large: a Student prediction interval, the neuron's effect taken for one more draw from the
+    distribution of its controls' effects, one-sided.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge; the one that the map was made of.
+        labels: a map, whose `n` most specialised neurons are tested, or Hits of one.
+        prompts: strings, or token ids [prompt, position]; by default twenty neutral beginnings.
+        n: how many neurons of a map.
+        value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign of write_z
+            for in and gate labels, of the pole for out labels.
+        positions: which to clamp, as in `clamp`.
+        controls: how many a neuron.
+        seed: of the draw of controls.
+        batch_size: prompts a forward pass.
+        progress: a bar; by default on a terminal or in a notebook.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: no neurons, labels of another model or of no neurons' side, fewer than 2 controls or more than the
+            layer has, a neuron whose hook_post is 0 on all prompts (for "auto").
+
+    Example:
+        >>> validate(model, flash_decode(model, side="out").specialised(2, quantile=0.5), controls=3).side
+        'out'
+    """
+    hits = labels.specialised(n) if isinstance(labels, NeuronMap) else labels
+    if not isinstance(hits, Hits):
+        raise TypeError(f"labels: expected a NeuronMap or Hits, got {type(labels).__name__}")
+    if len(hits) == 0:
+        raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
+    weights = models.read(model)
+    _require_own(weights, hits)
+    texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)
+    doses = _doses(model, hits, value, texts)
+    before = Answers.of(model, texts, batch_size)
+    peers = _Peers(weights, controls, seed)
+    records, effects = [], []
+    for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
+        token = hits.token_id(hit)
+
+        def effect(neuron: Neuron, dose: float = dose) -> Answers:
+            with clamp(model, {neuron: dose}, positions=positions):
+                return Answers.of(model, texts, batch_size)
+
+        after = effect(hit.neuron)
+        others = [(effect(peer).log_probs - before.log_probs)[:, token].mean() for peer in peers.of(hit.neuron)]
+        effects.append(torch.stack(others))
+        records.append(_record(hits, hit, dose, before, after) | _against(effects[-1], before, after, token))
+    for record, q in zip(records, benjamini_hochberg([record["p_value"] for record in records]), strict=True):
+        record["q_value"] = q
+    return Validation(tuple(records), hits.map.side, len(texts.rows), controls, torch.stack(effects))
+
+
+def _require_own(weights: MLPWeights, hits: Hits) -> None:
+    """Refuse labels that this model's weights do not give."""
+    map = hits.map
+    if map.side not in weights.sides:
+        raise ValueError(f'labels: expected a map of side "in", "gate" or "out", got side {map.side!r}')
+    fold_ln = map.source.fold_ln
+    unembedding = kernel.prepare(
+        weights.W_U,
+        gain=weights.final_gain if fold_ln else None,
+        centre=weights.centre and fold_ln,
+        score=map.score,
+    )
+    for hit in hits:
+        if hit.neuron.layer >= weights.n_layers or hit.neuron.index >= weights.d_mlp:
+            raise ValueError(f"labels: {hit.neuron} is no neuron of this model; give the model that was decoded")
+    for layer in {hit.neuron.layer for hit in hits}:
+        here = [hit for hit in hits if hit.neuron.layer == layer]
+        x = weights.directions(layer, map.side, fold_ln=fold_ln)[[hit.neuron.index for hit in here]]
+        ids = torch.tensor([[hits.token_id(hit)] for hit in here])
+        logits = kernel.token_scores(x, ids, unembedding)[:, 0]
+        listed = torch.tensor([hit.logit if hit.pole == "positive" else -hit.logit for hit in here])
+        far = (logits - listed).abs() > 0.02 * listed.abs() + 1e-6
+        if far.any():
+            hit = here[int(far.nonzero()[0])]
+            raise ValueError(
+                f"labels: the map gives {hit.neuron} the logit {hit.logit:.4g} for {hit.token!r}, this model "
+                f"{float(logits[int(far.nonzero()[0])]):.4g}; it is a map of another model, or of other weights"
+            )
+
+
+def _doses(model: Any, hits: Hits, value: float | str, texts: Prompts) -> list[float]:
+    if value != "auto":
+        if isinstance(value, str | bool):
+            raise ValueError(f'value: expected a number or "auto", got {value!r}')
+        return [float(value)] * len(hits)
+    stats = activation_stats(model, [row[None] for row in texts.rows], layers=sorted({h.neuron.layer for h in hits}))
+    doses = []
+    for hit in hits:
+        largest = stats.abs_max_of(hit.neuron)
+        if largest == 0:
+            raise ValueError(f"value: hook_post of {hit.neuron} is 0 on all prompts; give a value, or other prompts")
+        sign = _pole_sign(hit) if hits.map.side == "out" else (1.0 if hit.write_z > 0 else -1.0)
+        doses.append(DOSE * largest * sign)
+    return doses
+
+
+def _pole_sign(hit: Hit) -> float:
+    return 1.0 if hit.pole == "positive" else -1.0
+
+
+class _Peers:
+    """Controls: neurons of the same layer with about the same ||W_out||."""
+
+    def __init__(self, weights: MLPWeights, count: int, seed: int) -> None:
+        if not 2 <= count < weights.d_mlp:
+            raise ValueError(f"controls: expected 2 to {weights.d_mlp - 1}, the neurons left in a layer, got {count}")
+        self._weights, self._count = weights, count
+        self._generator = torch.Generator().manual_seed(seed)
+        self._norms: dict[int, Tensor] = {}
+
+    def of(self, neuron: Neuron) -> list[Neuron]:
+        """Draw the controls of a neuron."""
+        if neuron.layer not in self._norms:
+            self._norms[neuron.layer] = self._weights.directions(neuron.layer, "out").norm(dim=-1).cpu()
+        norms = self._norms[neuron.layer]
+        distance = (norms - norms[neuron.index]).abs()
+        distance[neuron.index] = torch.inf
+        nearest = distance.argsort(stable=True)[: min(3 * self._count, len(norms) - 1)]
+        drawn = nearest[torch.randperm(len(nearest), generator=self._generator)[: self._count]]
+        return [Neuron(neuron.layer, int(index)) for index in drawn]
+
+
+def _record(hits: Hits, hit: Hit, value: float, before: Answers, after: Answers) -> dict[str, Any]:
+    token, top = hits.token_id(hit), hits.pole_ids(hit)
+    raised = (after.log_probs - before.log_probs).mean(0).topk(len(top)).indices
+    probs = after.log_probs[:, top].exp().amax(1)
+    best_rank = torch.stack([after.ranks(id) for id in top.tolist()]).amin(0)
+    return {
+        "neuron": str(hit.neuron),
+        "side": hits.map.side,
+        "pole": hit.pole,
+        "token": hit.token,
+        "value": value,
+        "dlogit": float((after.logits - before.logits)[:, token].mean()),
+        "rank_before": float(before.ranks(token).double().median()),
+        "rank_after": float(after.ranks(token).double().median()),
+        "output_score": float(((1 - best_rank / after.logits.shape[1]) * probs).mean()),
+        "overlap": len(set(top.tolist()) & set(raised.tolist())) / len(top),
+        "kl": float((before.log_probs.exp() * (before.log_probs - after.log_probs)).sum(-1).mean()),
+        "perplexity_ratio": float((after.nll - before.nll).nanmean().exp()),
+        "write_z": hit.write_z,
+    }
+
+
+def _against(controls: Tensor, before: Answers, after: Answers, token: int) -> dict[str, float]:
+    change = (after.log_probs - before.log_probs)[:, token]
+    error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
+    dlogp, n = float(change.mean()), len(controls)
+    spread = float(controls.double().std()) * (1 + 1 / n) ** 0.5
+    t = (dlogp - float(controls.double().mean())) / spread if spread > 0 else float("inf")
+    return {
+        "dlogp": dlogp,
+        "dlogp_low": dlogp - 1.96 * error,
+        "dlogp_high": dlogp + 1.96 * error,
+        "control_dlogp": float(controls.mean()),
+        "p_value": student_tail(t, n - 1),
+    }
+
+
+def student_tail(t: float, dof: int) -> float:
+    """The chance that a Student t variable with `dof` degrees of freedom exceeds t.
+
+    With t = sqrt(dof) tan(angle) the density is proportional to cos(angle)^(dof - 1), integrated here by the trapezium
+    rule.
+    """
+    angle = torch.atan(torch.tensor(t, dtype=torch.float64) / dof**0.5)
+
+    def integral(low: Tensor | float) -> Tensor:
+        grid = torch.linspace(float(low), torch.pi / 2, 20_001, dtype=torch.float64)
+        return torch.trapezoid(grid.cos().clamp(min=0) ** (dof - 1), grid)
+
+    return float(integral(angle) / integral(-torch.pi / 2))
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """The smallest false discovery rates at which each would be called significant."""
+    p = torch.tensor(p_values, dtype=torch.float64)
+    order = p.argsort(descending=True)
+    ranks = torch.arange(len(p), 0, -1, dtype=torch.float64)
+    q = torch.empty_like(p)
+    q[order] = (p[order] * len(p) / ranks).cummin(0).values.clamp(max=1)
+    return q.tolist()
