@@ -1,0 +1,180 @@
+import dataclasses
+from functools import cache
+
+import pytest
+import torch
+
+from tests import families
+from tl_flash import models
+from tl_flash.lens import JacobianLens, jacobian_lens, signature
+from tl_flash.prompts import Prompts
+
+PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
+SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
+LAYER_NORM = ["gpt2", "neox"]  # neox with parallel attention
+RMS_NORM = ["llama", "gemma2", "olmo2"] if families.HAS_HOOKED_TRANSFORMER else []  # two with norms after the MLP
+FAMILIES = LAYER_NORM + RMS_NORM
+
+
+@cache
+def in_double(name):
+    """A model that computes in float64 throughout: Hugging Face's RMS norms do not, HookedTransformer's can."""
+    if not families.HAS_HOOKED_TRANSFORMER:
+        return families._bridge(name, compatible=False).double()
+    model = families._hooked(name, processed=False)
+    model.cfg.dtype = torch.float64
+    return model.double()
+
+
+def difference(model, tokens, layer, delta, same, centre):
+    """Central difference of the normalised final residual stream at the last position, float64."""
+    last = len(model.blocks) - 1
+    seen = {}
+
+    def run(step):
+        def add(residual, hook):
+            moved = residual.clone()
+            moved[:, -1 if same else slice(None)] += step * delta
+            return moved
+
+        def keep(residual, hook):
+            seen["final"] = residual[0, -1]
+
+        hooks = [(f"blocks.{layer}.hook_resid_post", add), (f"blocks.{last}.hook_resid_post", keep)]
+        with torch.no_grad():
+            model.run_with_hooks(tokens, fwd_hooks=hooks)
+        final = seen["final"]
+        if centre:
+            final = final - final.mean()
+        return final / (final.square().mean() + model.cfg.eps).sqrt()
+
+    step = 1e-5
+    return (run(step) - run(-step)) / (2 * step)
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["all", "same"])
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_jacobian_is_a_finite_difference(name, surface, same):
+    model = families.build(name, surface)
+    lens = jacobian_lens(model, PROMPTS, positions="same" if same else "all")
+    double = in_double(name)
+    centre = models.read(model).centre
+    for layer in (0, 1):
+        for coordinate in (0, 17):
+            delta = torch.zeros(lens.J.shape[-1], dtype=torch.float64)
+            delta[coordinate] = 1
+            columns = [difference(double, model.to_tokens(text), layer, delta, same, centre) for text in PROMPTS]
+            truth = torch.stack(columns).mean(0)
+            error = (lens.of(layer)[:, coordinate].double() - truth).norm() / truth.norm()
+            assert float(error) < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_lens_does_not_depend_on_the_surface(name):
+    tokens = torch.arange(24).view(3, 8)  # to_tokens differs: some surfaces put a beginning-of-sequence token first
+    lenses = [jacobian_lens(families.build(name, surface), tokens) for surface in SURFACES]
+    weights = [models.read(families.build(name, surface)) for surface in SURFACES]
+    writes = [lens.carry(one.directions(0, "out"), 0) for lens, one in zip(lenses, weights, strict=True)]
+    for write, lens, own in zip(writes[1:], lenses[1:], weights[1:], strict=True):
+        assert float((write - writes[0]).norm() / writes[0].norm()) < 1e-4
+        lenses[0].require_model(own)
+        lens.require_model(weights[0])
+
+
+def test_all_layers_come_from_one_backward_sweep(bridge, monkeypatch):
+    swept, forwards = [], []
+    grad = torch.autograd.grad
+    run = type(bridge).run_with_hooks
+
+    def counted_grad(output, inputs, seeds, **more):
+        swept.append(len(seeds))
+        return grad(output, inputs, seeds, **more)
+
+    def counted_run(self, *args, **more):
+        forwards.append(self)
+        return run(self, *args, **more)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted_grad)
+    monkeypatch.setattr(type(bridge), "run_with_hooks", counted_run)
+    jacobian_lens(bridge, PROMPTS)
+    assert sum(swept) == bridge.cfg.d_model and len(forwards) == 1
+
+
+def test_batches_do_not_matter(bridge):
+    one, three = jacobian_lens(bridge, PROMPTS, batch_size=1), jacobian_lens(bridge, PROMPTS)
+    assert torch.allclose(one.J, three.J, atol=1e-6) and torch.allclose(one.stderr, three.stderr, atol=1e-6)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_prompts(bridge):
+    each = torch.stack([jacobian_lens(bridge, [prompt]).J for prompt in PROMPTS])
+    lens = jacobian_lens(bridge, PROMPTS)
+    assert torch.allclose(lens.J, each.mean(0), atol=1e-6)
+    assert torch.allclose(lens.stderr, each.std(0) / len(PROMPTS) ** 0.5, atol=1e-5)
+    assert jacobian_lens(bridge, PROMPTS[:1]).stderr.isnan().all()
+
+
+def test_the_last_layer_is_the_norm_alone(bridge):
+    """After the last block nothing follows but the norm, whose Jacobian is (1 - u u' / D) / rms."""
+    tokens = bridge.to_tokens(PROMPTS[0])
+    _, cache = bridge.run_with_cache(tokens)
+    final = cache["blocks.1.hook_resid_post"][0, -1].double()
+    rms = (final.square().mean() + bridge.cfg.eps).sqrt()
+    unit = final / rms
+    own = (torch.eye(len(final), dtype=torch.float64) - torch.outer(unit, unit) / len(final)) / rms
+    assert torch.allclose(jacobian_lens(bridge, PROMPTS[:1]).of(1).double(), own, atol=1e-5)
+
+
+def test_layers_can_be_chosen(bridge):
+    lens = jacobian_lens(bridge, PROMPTS, layers=[1])
+    assert lens.layers == (1,) and torch.equal(lens.J[0], jacobian_lens(bridge, PROMPTS).of(1))
+    with pytest.raises(ValueError, match=r"holds layers \[1\]"):
+        lens.of(0)
+
+
+def test_the_model_is_left_as_it_was(bridge):
+    tokens = bridge.to_tokens(PROMPTS[0])
+    before = bridge(tokens)
+    jacobian_lens(bridge, PROMPTS)
+    assert torch.equal(bridge(tokens), before)
+    assert all(parameter.grad is None for parameter in bridge.parameters())
+
+
+def test_round_trip(bridge, tmp_path):
+    lens = jacobian_lens(bridge, PROMPTS)
+    lens.save(tmp_path / "lens.safetensors")
+    loaded = JacobianLens.load(tmp_path / "lens.safetensors")
+    assert torch.equal(loaded.J, lens.J) and loaded.source == lens.source and loaded.layers == lens.layers
+    loaded.require_model(models.read(bridge))
+    assert "3 prompts" in repr(loaded)
+
+
+def test_a_lens_of_another_model_is_refused(bridge):
+    lens = jacobian_lens(bridge, PROMPTS)
+    other = models.read(families.build("mistral", SURFACES[0]))
+    with pytest.raises(ValueError, match="another model"):
+        lens.require_model(other)
+    weights = models.read(bridge)
+    nudged = dataclasses.replace(weights, W_U=weights.W_U * 1.001)
+    with pytest.raises(ValueError, match="weights differ by 0.001"):
+        lens.require_model(nudged)
+    assert signature(weights).shape == (5, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": "last"}, "positions: expected"),
+        ({"layers": [2]}, "layers from 0 to 1"),
+        ({"layers": []}, "at least one"),
+    ],
+)
+def test_wrong_options_are_refused(bridge, options, message):
+    with pytest.raises(ValueError, match=message):
+        jacobian_lens(bridge, PROMPTS, **options)
+    with pytest.raises(ValueError, match="prompts"):
+        jacobian_lens(bridge, [])
+
+
+def test_prompts_are_texts(bridge):
+    assert jacobian_lens(bridge, Prompts.of(bridge, PROMPTS[:1]).rows[0][None]).source.tokens > 1
