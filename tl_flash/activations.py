@@ -133,8 +133,9 @@ def activation_stats(
             prompt has not; a layer without a dense MLP; a level outside 0 to 1; activations that are not finite.
 
     Example:
-        >>> stats = activation_stats(model, ["the dog saw a cat"])
-        >>> stats["L1N3"].max >= stats["L1N3"].quantiles[0.99] >= stats["L1N3"].mean
+        >>> from tl_flash.activations import activation_stats
+        >>> stats = activation_stats(model, ["the dog saw a cat"])["L1N3"]
+        >>> stats.min <= stats.quantiles[0.5] <= stats.max
         True
     """
     if not quantiles or not all(0 <= level <= 1 for level in quantiles):

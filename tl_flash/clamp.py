@@ -77,12 +77,14 @@ def clamp(
         TypeError: an argument of another kind.
         ValueError: a layer, neuron, mode, position or hook that does not exist; an MLP without single neurons (a
             mixture of experts); a value that is not finite or does not fit; a neuron named twice; no neuron.
-        RuntimeError: on leaving, where the clamp did nothing: no pass reached the hook or the positions, or
-            the hook was removed by others. An exception raised inside is never replaced.
+        RuntimeError: on leaving, where the clamp did nothing (no pass reached the hook, or one of the positions) or
+            others removed its hook; an exception raised inside is never replaced. In a pass, where nothing tells
+            which positions it holds.
 
     Example:
-        >>> with clamp(model, {"L7N1234": 8.0, (9, 20): 0.0}, positions="generated"):  # doctest: +SKIP
-        ...     model.generate("My favourite animal is")
+        >>> from tl_flash.clamp import clamp
+        >>> with clamp(model, {"L1N3": 8.0, (0, 20): 0.0}, positions="last"):
+        ...     logits = model("My favourite animal is")
     """
     clamps, entries = _build(neurons, mode, positions, at, model)
     with attached(model, entries):
@@ -125,6 +127,7 @@ def clamp_hooks(
         ValueError: as in `clamp`.
 
     Example:
+        >>> from tl_flash.clamp import clamp_hooks
         >>> [name for name, _ in clamp_hooks({"L7N1234": 8.0, "L7N3": 0.0})]
         ['blocks.7.mlp.hook_post']
     """

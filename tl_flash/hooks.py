@@ -266,8 +266,9 @@ def _cache_window(model: Any, layer: int) -> int | None:
     HookedTransformer's never does; a bridge's cache is Hugging Face's.
     """
     config = getattr(getattr(model, "original_model", None), "config", None)
-    if config is None:
+    if config is None or not hasattr(config, "get_text_config"):
         return None
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    return getattr(config, _FORGETFUL.get(kinds[layer], ""), None) if kinds else getattr(config, "sliding_window", None)
+    name = _FORGETFUL.get(kinds[layer]) if kinds else "sliding_window"
+    return None if name is None else getattr(config, name, None)
