@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import models
+from tl_flash import compare, decode_directions, flash_decode, models, validate
 from tl_flash.lens import JacobianLens, jacobian_lens, signature
 from tl_flash.prompts import Prompts
 
@@ -178,3 +178,56 @@ def test_wrong_options_are_refused(bridge, options, message):
 
 def test_prompts_are_texts(bridge):
     assert jacobian_lens(bridge, Prompts.of(bridge, PROMPTS[:1]).rows[0][None]).source.tokens > 1
+
+
+@pytest.fixture(scope="module")
+def lens(bridge):
+    return jacobian_lens(bridge, PROMPTS)
+
+
+def test_the_out_side_through_the_lens(bridge, lens):
+    through = flash_decode(bridge, side="out", lens=lens, k=4)
+    weights = models.read(bridge)
+    for layer in (0, 1):
+        x = weights.directions(layer, "out") @ lens.of(layer).T
+        plain = decode_directions(x, bridge, k=4)
+        assert torch.equal(through.positive.ids[layer], plain.positive.ids[0])
+        assert torch.allclose(through.positive.write_z[layer], plain.positive.z[0], atol=1e-4)
+    assert not torch.equal(through.positive.ids, flash_decode(bridge, side="out", k=4).positive.ids)
+    assert through.source.lens == lens.fingerprint and "through a lens" in repr(through)
+
+
+def test_write_z_of_the_read_sides_is_through_the_lens(bridge, lens):
+    plain, through = flash_decode(bridge, k=4), flash_decode(bridge, k=4, lens=lens)
+    assert torch.equal(plain.positive.ids, through.positive.ids)
+    out = flash_decode(bridge, side="out", lens=lens, k=72)
+    top = through.positive.ids[1, 3, 0]
+    place = int((out.positive.ids[1, 3] == top).nonzero())
+    assert float(through.positive.write_z[1, 3, 0]) == pytest.approx(float(out.positive.z[1, 3, place]), abs=1e-4)
+
+
+def test_directions_through_the_lens(bridge, lens):
+    x = torch.randn(40, 40)
+    through = decode_directions(x, bridge, layer=0, lens=lens, k=3)
+    assert torch.equal(through.positive.ids, decode_directions(lens.carry(x, 0), bridge, k=3).positive.ids)
+    for options in ({"lens": lens}, {"layer": 0}, {"layer": 0, "lens": lens, "fold_ln": False}):
+        with pytest.raises(ValueError, match="lens: expected a lens, its layer"):
+            decode_directions(x, bridge, **options)
+
+
+def test_a_lens_that_does_not_fit_is_refused(bridge, lens):
+    with pytest.raises(ValueError, match="another model"):
+        flash_decode(families.build("mistral", SURFACES[0]), lens=lens)
+    with pytest.raises(ValueError, match="fold_ln=True"):
+        flash_decode(bridge, lens=lens, fold_ln=False)
+    with pytest.raises(ValueError, match=r"holds layers \[1\]"):
+        flash_decode(bridge, lens=jacobian_lens(bridge, PROMPTS, layers=[1]))
+    with pytest.raises(ValueError, match="same use of a lens"):
+        compare(flash_decode(bridge), flash_decode(bridge, lens=lens))
+
+
+def test_validation_through_the_lens(bridge, lens):
+    hits = flash_decode(bridge, side="out", lens=lens).specialised(2, quantile=0.5)
+    assert validate(bridge, hits, prompts=PROMPTS, controls=2, lens=lens).share_raised() > 0
+    with pytest.raises(ValueError, match="the lens that the map was made with"):
+        validate(bridge, hits, prompts=PROMPTS, controls=2)

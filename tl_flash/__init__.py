@@ -6,6 +6,7 @@ from tl_flash.compare import Comparison, compare
 from tl_flash.decode import decode_directions, flash_decode
 from tl_flash.experiments import DoseCurve, MentionRate, clamp_sweep, mention_rate
 from tl_flash.hits import Hit, Hits
+from tl_flash.lens import JacobianLens, jacobian_lens
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import Neuron
 from tl_flash.top_tokens import TopTokens
@@ -17,6 +18,7 @@ __all__ = [
     "DoseCurve",
     "Hit",
     "Hits",
+    "JacobianLens",
     "MentionRate",
     "Neuron",
     "NeuronMap",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "decode_directions",
     "flash_decode",
+    "jacobian_lens",
     "mention_rate",
     "validate",
 ]

@@ -168,6 +168,7 @@ def _must_agree(a: NeuronMap, b: NeuronMap) -> list[tuple[str, object, object]]:
         ("side", a.side, b.side),
         ("score", a.score, b.score),
         ("fold_ln", a.source.fold_ln, b.source.fold_ln),
+        ("use of a lens", a.source.lens is not None, b.source.lens is not None),
         ("center_unembed", cosines and a.source.center_unembed, cosines and b.source.center_unembed),
     ]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_flash import kernel, models
 from tl_flash.kernel import Readout, Unembedding
+from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap, Source, Tracked
 from tl_flash.null import Null
 from tl_flash.progress import track
@@ -36,6 +37,7 @@ def flash_decode(
     fold_ln: bool = True,
     tokens: Sequence[str | int] | None = None,
     ignore_tokens: Sequence[str | int] | None = None,
+    lens: JacobianLens | None = None,
     precision: str = "exact",
     device: str | torch.device | None = None,
     max_bytes: int | None = None,
@@ -65,6 +67,9 @@ def flash_decode(
         tokens: tokens whose logits to keep for every neuron, in `NeuronMap.tracked`.
         ignore_tokens: tokens never to report (special or untrained ones). Statistics still run over the whole
             vocabulary. Ids past the tokenizer's vocabulary are never reported.
+        lens: carries what neurons write through the mean Jacobian of the rest of the model (`jacobian_lens`): side
+            "out" then decodes J @ W_out, the neuron's effect on the output to first order, and `write_z` of every
+            side is through the lens.
         precision: "exact" proves every neuron's top tokens; "fast" leaves out the proof.
         device: where to compute; by default where W_U is.
         max_bytes: scratch memory.
@@ -77,7 +82,8 @@ def flash_decode(
     Raises:
         TypeError: `model` is none of the above.
         ValueError: an unknown side, score, precision, layer or token, no layers, a k below 1 or above what can be
-            reported, a layer without a dense MLP, or NaN or infinite weights.
+            reported, a layer without a dense MLP, NaN or infinite weights, or a lens of another model, without a
+            layer asked for, or with `fold_ln=False`.
 
     Example:
         >>> neurons = flash_decode(model, k=3)
@@ -89,6 +95,10 @@ def flash_decode(
     weights = models.read(model, tokenizer=tokenizer)
     chosen = models.chosen_layers(layers, weights.n_layers)
     require_side(side, weights.sides)
+    if lens is not None:
+        lens.require_model(weights)
+        if not fold_ln:
+            raise ValueError("lens: it reads folded weights; expected fold_ln=True beside it, got False")
     vocab = weights.vocab
     tracked = vocab.ids(tokens or [])
     unembedding = kernel.prepare(
@@ -103,7 +113,10 @@ def flash_decode(
     uncentred = weights.centre and not fold_ln
     readouts, draws, write_z = [], [], []
     for layer in track(chosen, f'decoding "{side}"', progress):
-        x = weights.directions(layer, side, fold_ln=fold_ln)
+        writes = weights.directions(layer, "out", fold_ln=fold_ln)
+        if lens is not None:
+            writes = lens.carry(writes, layer)
+        x = writes if side == "out" else weights.directions(layer, side, fold_ln=fold_ln)
         rows = torch.cat([x, _shuffled(x, seed=layer)])
         norm = (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if uncentred else None
         try:
@@ -112,7 +125,6 @@ def flash_decode(
             raise ValueError(f"layer {layer}, side {side!r}: {error}") from error
         readouts.append(_rows(both, slice(len(x))))
         draws.append(_rows(both, slice(len(x), None)))
-        writes = x if side == "out" else weights.directions(layer, "out", fold_ln=fold_ln)
         write_z.append(_write_z(writes, readouts[-1].ids, unembedding))
     return _assemble(
         readouts,
@@ -131,6 +143,7 @@ def flash_decode(
             fingerprint=weights.fingerprint(chosen, side),
             dtype=weights.dtype,
             fold_ln=fold_ln,
+            lens=None if lens is None else lens.fingerprint,
             center_unembed=is_centred(weights.W_U),
             precision=precision,
             repaired=sum(readout.repaired for readout in readouts),
@@ -149,6 +162,8 @@ def decode_directions(
     fold_ln: bool = True,
     tokens: Sequence[str | int] | None = None,
     ignore_tokens: Sequence[str | int] | None = None,
+    layer: int | None = None,
+    lens: JacobianLens | None = None,
     precision: str = "exact",
     device: str | torch.device | None = None,
     max_bytes: int | None = None,
@@ -167,6 +182,8 @@ def decode_directions(
         fold_ln: fold the final norm's scale in.
         tokens: tokens whose logits to keep.
         ignore_tokens: tokens never to report.
+        layer: after which the directions are written to the residual stream; a lens needs to know.
+        lens: carries the directions through the rest of the model, as in `flash_decode`.
         precision: "exact" or "fast".
         device: where to compute.
         max_bytes: scratch memory.
@@ -188,12 +205,21 @@ def decode_directions(
     if len(directions) == 0:
         raise ValueError("directions: expected at least one row, got none")
     if torch.is_tensor(model_or_W_U):
+        weights = None
         W_U, gain, centre, vocab = model_or_W_U, None, False, Vocab.of_tokenizer(tokenizer, model_or_W_U.shape[-1])
         name, class_name = "unembedding", "Tensor"
     else:
         weights = models.read(model_or_W_U, tokenizer=tokenizer)
         W_U, vocab, name, class_name = weights.W_U, weights.vocab, weights.name, weights.class_name
         gain, centre = (weights.final_gain, weights.centre) if fold_ln else (None, False)
+    carried = directions.detach()
+    if lens is not None or layer is not None:
+        if lens is None or layer is None or weights is None or not fold_ln:
+            raise ValueError(
+                "lens: expected a lens, its layer, a model and fold_ln=True together, got only some of them"
+            )
+        lens.require_model(weights)
+        carried = lens.carry(carried, layer)
     tracked = vocab.ids(tokens or [])
     unembedding = kernel.prepare(
         W_U,
@@ -204,7 +230,7 @@ def decode_directions(
         device=device,
         precision=precision,
     )
-    x = directions.detach()
+    x = carried
     drawn = _shuffled(x, seed=0) if len(x) >= _FEWEST_TO_SHUFFLE else x[:0]
     both = kernel.decode(torch.cat([x, drawn]), unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
     readout = _rows(both, slice(len(x)))
@@ -225,7 +251,8 @@ def decode_directions(
             model_class=class_name,
             fingerprint=fingerprint(W_U.T, directions),
             dtype=str(directions.dtype).removeprefix("torch."),
-            fold_ln=fold_ln and not torch.is_tensor(model_or_W_U),
+            fold_ln=fold_ln and weights is not None,
+            lens=None if lens is None else lens.fingerprint,
             center_unembed=is_centred(W_U),
             precision=precision,
             repaired=readout.repaired,

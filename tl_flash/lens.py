@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_flash import models
 from tl_flash.progress import track
 from tl_flash.prompts import Prompts
-from tl_flash.weights import MLPWeights
+from tl_flash.weights import MLPWeights, fingerprint
 
 FORMAT = "tl_flash.JacobianLens"
 VERSION = 1
@@ -52,6 +52,11 @@ class JacobianLens:
     source: LensSource
     signature: Float[Tensor, "matrix sample"]
     """A sample of the model's folded weights, by which a lens of another model is told."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of J."""
+        return fingerprint(self.J.flatten(1))
 
     def of(self, layer: int) -> Float[Tensor, "d_model d_model"]:
         """J of one layer.

@@ -37,6 +37,8 @@ class Source:
     """Digest of the weights decoded, as the model held them."""
     dtype: str
     fold_ln: bool
+    lens: str | None
+    """Digest of the Jacobian lens that what is written was carried through, if one was."""
     center_unembed: bool
     """Whether W_U came without its vocabulary mean; no logit or probability can see it, but cosines do."""
     precision: str
@@ -263,6 +265,7 @@ class NeuronMap:
         text = (
             f"NeuronMap of {source.model} ({source.model_class}): {len(self.layers)} layers x {self.d_mlp} neurons, "
             f'side "{self.side}", score "{self.score}", k={self.k}, d_vocab={self.d_vocab}, fold_ln={source.fold_ln}'
+            + (", through a lens" if source.lens else "")
         )
         if self.null is None:
             return text

@@ -14,6 +14,7 @@ from tl_flash import kernel, models
 from tl_flash.activations import activation_stats
 from tl_flash.clamp import Positions, clamp
 from tl_flash.hits import Hit, Hits
+from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import Neuron
 from tl_flash.progress import track
@@ -97,6 +98,7 @@ def validate(
     positions: Positions = None,
     controls: int = 20,
     seed: int = 0,
+    lens: JacobianLens | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Validation:
@@ -117,6 +119,7 @@ def validate(
         positions: which to clamp, as in `clamp`.
         controls: how many a neuron.
         seed: of the draw of controls.
+        lens: the one that the map was made with, if it was.
         batch_size: prompts a forward pass.
         progress: a bar; by default on a terminal or in a notebook.
 
@@ -135,7 +138,7 @@ def validate(
     if len(hits) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
     weights = models.read(model)
-    _require_own(weights, hits)
+    _require_own(weights, hits, lens)
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)
     doses = _doses(model, hits, value, texts)
     before = Answers.of(model, texts, batch_size)
@@ -157,11 +160,13 @@ def validate(
     return Validation(tuple(records), hits.map.side, len(texts.rows), controls, torch.stack(effects))
 
 
-def _require_own(weights: MLPWeights, hits: Hits) -> None:
+def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
     """Refuse labels that this model's weights do not give."""
     map = hits.map
     if map.side not in weights.sides:
         raise ValueError(f'labels: expected a map of side "in", "gate" or "out", got side {map.side!r}')
+    if map.source.lens != (None if lens is None else lens.fingerprint):
+        raise ValueError("lens: expected the lens that the map was made with, and none where it was made without")
     fold_ln = map.source.fold_ln
     unembedding = kernel.prepare(
         weights.W_U,
@@ -175,6 +180,8 @@ def _require_own(weights: MLPWeights, hits: Hits) -> None:
     for layer in {hit.neuron.layer for hit in hits}:
         here = [hit for hit in hits if hit.neuron.layer == layer]
         x = weights.directions(layer, map.side, fold_ln=fold_ln)[[hit.neuron.index for hit in here]]
+        if lens is not None and map.side == "out":
+            x = lens.carry(x, layer)
         ids = torch.tensor([[hits.token_id(hit)] for hit in here])
         logits = kernel.token_scores(x, ids, unembedding)[:, 0]
         listed = torch.tensor([hit.logit if hit.pole == "positive" else -hit.logit for hit in here])
