@@ -1,6 +1,8 @@
 """The engine against its plain definition in float64."""
 
+import importlib.util
 import math
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_flash import kernel, kernel_prepare
+from tl_flash import kernel, kernel_prepare, kernel_reduce, kernel_tiles
 from tl_flash.kernel import Readout, decode, decode_each, moments, reference_decode, token_scores
 
 FLOAT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -386,20 +388,35 @@ def test_callers_settings_neither_reach_the_product_nor_are_left_changed():
     assert_equal(there, here)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="from torch 2.9 on")
+def test_the_newer_settings_of_precision_are_respected_too():
+    x, W_U, _ = draw(30, 200, 900)
+    here, matmul = decode(x, prepare(W_U)), torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        assert_equal(decode(x, prepare(W_U)), here)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from tl_flash.kernel import decode, prepare, reference_decode
 torch.set_num_threads(1)
-x, W_U = torch.randn(3072, 256), torch.randn(256, 50257, dtype=getattr(torch, sys.argv[2])) / 16
+x, W_U = torch.randn(3072, 256), torch.randn(256, 50257, dtype=getattr(torch, sys.argv[2]))
 decode(x[:64, :8].contiguous(), prepare(W_U[:8, :500].contiguous()))  # code pages and thread pools, once
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def kib(field):  # VmRSS is resident now, VmHWM was at most; getrusage would tell the parent's peak too
+    return int(open("/proc/self/status").read().split(field)[1].split()[0])
+before = kib("VmRSS:")
 if sys.argv[1] == "decode":
     decode(x, prepare(W_U), max_bytes=64 * 2**20)
 else:
     reference_decode(x[:512], W_U)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kib("VmHWM:") - before)
 """
 
 
@@ -484,3 +501,49 @@ def test_every_field_of_a_readout_is_on_the_cpu():
     assert all(t.device.type == "cpu" for t in tensors)
     assert readout.ids.dtype == torch.int32
     assert all(t.dtype == torch.float32 for t in tensors[1:])
+
+
+# GPU kernels, on Triton's interpreter: TRITON_INTERPRET=1 pytest tests/test_kernel.py -k triton -----------------------
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not INTERPRETED, reason="needs Triton, and TRITON_INTERPRET=1")
+
+
+@needs_triton
+@pytest.mark.parametrize(("n", "d_vocab", "group"), [(5, 5003, 16), (3, 20011, 64), (2, 17, 64), (4, 507, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_reduces_as_torch_does(n, d_vocab, group, dtype):
+    from tl_flash import kernel_triton
+
+    scores = (4 * torch.randn(n, kernel_tiles.round_up(d_vocab))).to(dtype)[:, :d_vocab]
+    mean, slope = torch.randn(n, 1), 30 * torch.rand(n, 1)
+    ours = kernel_triton.reduce(scores, mean, slope, group)
+    right = kernel_reduce.reduce(scores, mean, slope, group, torch.empty(kernel_reduce.WORK))
+    for got, expected in zip(ours, right, strict=True):
+        torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    assert kernel_triton.reduce(scores, mean, None, group).log_z.isnan().all()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_triton_scores_pairs_as_torch_does(dtype, transposed):
+    from tl_flash import kernel_triton
+
+    x, W_U, _ = draw(7, 300, 900, dtype=dtype)
+    held = W_U.T.contiguous().T if transposed else W_U
+    ids = torch.randint(900, (7, 37))
+    expected = (x.double() @ W_U.double()).gather(1, ids)
+    torch.testing.assert_close(kernel_triton.exact_scores(x.double(), ids, held), expected, rtol=1e-12, atol=1e-12)
+
+
+@needs_triton
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_decode_through_triton(bf16, score, monkeypatch):
+    x, W_U, gain = draw(6, 40, 1500)
+    unembedding = prepare(W_U, gain=gain, score=score, bf16=bf16, ignore=[4])
+    plain = decode(x, unembedding)
+    for module in (kernel_reduce, kernel_tiles):
+        monkeypatch.setattr(module, "has_triton", lambda device: True)
+    assert_equal(decode(x, unembedding), plain, tolerance=1e-5)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_cuda import uploaded
 from tl_flash.kernel_prepare import (
     Unembedding,
     expect_float,
@@ -32,6 +31,7 @@ from tl_flash.kernel_prepare import (
     token_ids,
 )
 from tl_flash.kernel_tiles import Directions, Plan, Tile, exact_scores, sort_tokens
+from tl_flash.kernel_upload import uploaded
 
 __all__ = ["Readout", "Unembedding", "decode", "decode_each", "moments", "prepare", "reference_decode", "token_scores"]
 

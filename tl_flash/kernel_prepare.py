@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-9
-PART_BYTES = 16 * 2**20  # of float64, while W_U is measured
+PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,16 +293,26 @@ def pieces(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
 @contextmanager
 def plain_arithmetic(device: torch.device) -> Iterator[None]:
     """Keep products in the precision asked for: no autocast, no TF32, no bf16 partial sums. The bounds depend on it."""
-    precision, partial = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul
-    reduced = partial.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    partial.allow_bf16_reduced_precision_reduction = False
+    with ExitStack() as settings:
+        settings.enter_context(torch.autocast(device.type, enabled=False))
+        settings.enter_context(_set(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False))
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later; the older way may raise there
+            for backend in (torch.backends.cuda, torch.backends.mkldnn):
+                settings.enter_context(_set(getattr(backend, "matmul"), "fp32_precision", "ieee"))  # noqa: B009
+        else:
+            settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        yield
+
+
+@contextmanager
+def _set(holder: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        partial.allow_bf16_reduced_precision_reduction = reduced
+        setattr(holder, name, before)
 
 
 def expect_one_of(name: str, given: str, known: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ x * sqrt(d_model) / (length * size). So nothing over- or underflows, whatever th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 
 from tl_flash.kernel_prepare import Screen, Unembedding, parts, pieces
+from tl_flash.kernel_reduce import WORK, block_maxima, block_minima, has_triton, reduce
 
-_WORK = 2**18  # scores that are summed at a time, in float32
-_WORK_COLUMNS = 2**13
 _PAIRS = 256  # scores made again at a time, in float64
-_STEEPEST = 80.0  # exp(+-80) and its reciprocal are normal float32 numbers
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Directions:
         if u.score == "cosine":
             rows = rows / own[:, None]
         length = torch.linalg.vector_norm(rows, dim=1)
-        given = own if norm is None else norm.to(u.device, torch.float64)
+        given = own if norm is None else norm.to(u.device, torch.float64, non_blocking=True)
         zero = (own <= 1e-12 * raw) | ~(length > 0)  # a float64 mean leaves that much of a constant row
         return cls(rows, rows @ u.mean_column, given, length, torch.isfinite(raw), zero)
 
@@ -62,6 +59,11 @@ def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, gathered: int) -> Te
     part of a pass over all of it. Each score is multiplied and summed in the same order, so that equal columns have
     equal scores.
     """
+    if has_triton(u.device):
+        from tl_flash import kernel_triton
+
+        scores = kernel_triton.exact_scores(rows, ids, u.W_U)
+        return scores if u.column_scale is None else scores * u.column_scale[ids]
     scores = torch.empty(ids.shape, dtype=torch.float64, device=u.device)
     for some in pieces(ids.shape, gathered):
         columns = u.columns(ids[some].flatten()).unflatten(0, ids[some].shape)
@@ -100,7 +102,7 @@ class Plan:
         Raises:
             ValueError: it does not suffice for one direction.
         """
-        group = 16
+        group = 64 if has_triton(u.device) else 16
         candidates = k + 4 if screen.dtype == torch.float32 else 2 * k + 12
         a_pair = 2 * u.W_U.element_size() * u.d_model
         a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)  # converted
@@ -108,7 +110,7 @@ class Plan:
         columns = min(max(max_bytes // (4 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
         blocks = 7 * 4 * u.d_vocab / group
         chosen = 2 * candidates * group * 32
-        row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * _WORK, round_up(max_bytes // 16))
+        row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * WORK, round_up(max_bytes // 16))
         a_row = row + blocks + chosen + 36 * u.d_model
         fixed = work + gathered * a_pair + 8 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
         rows = int((max_bytes - fixed) // a_row)
@@ -117,21 +119,8 @@ class Plan:
                 f"max_bytes: expected at least {math.ceil(fixed + a_row)} for one direction of {u.d_model} against "
                 f"{u.d_vocab} tokens, got {max_bytes}; raise it or leave it out"
             )
-        rows = min(rows, 1024)
+        rows = min(rows, 1024 if u.device.type == "cpu" else 4096)
         return cls(rows, columns, gathered, group, candidates, (rows * row, work, round_up(columns * a_column)))
-
-
-class Reduced(NamedTuple):
-    """What a tile's statistics and candidates are made of, in one pass over its scores."""
-
-    greatest: Tensor
-    #   [2, n, blocks], greatest score of each block, at pole 1 of the scores' negatives
-    squares: Tensor
-    #   float64 [n], sum over the vocabulary of (score - mean)^2
-    fourths: Tensor
-    #   float64 [n], of (score - mean)^4
-    log_z: Tensor
-    #   float64 [2, n], logsumexp of +-slope * score
 
 
 class Top(NamedTuple):
@@ -154,8 +143,8 @@ class Tile:
         self._scores, self._work, self._weights = map(Tensor.view, buffers, (screen.dtype, torch.float32, screen.dtype))
         unit_length = 1.01 * math.sqrt(u.d_model) / u.size  # of a row as screened
         self._fixed_error = unit_length * (screen.accumulation * screen.reach + screen.residual)
-        self._block_fixed_error = _block_maxima(self._fixed_error[None], plan.group)[0]
-        self._block_reach = _block_maxima(screen.reach[None], plan.group)[0]
+        self._block_fixed_error = block_maxima(self._fixed_error[None], plan.group)[0]
+        self._block_reach = block_maxima(screen.reach[None], plan.group)[0]
 
     def screen(self, directions: Directions) -> None:
         """Score every token in low precision and reduce the scores."""
@@ -223,8 +212,8 @@ class Tile:
         greatest = self.reduced.greatest
         if len(u.ignored):
             greatest = greatest.clone()
-            greatest[0] = _block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf), plan.group)
-            greatest[1] = -_block_minima(self.scores.index_fill_(1, u.ignored, math.inf), plan.group)
+            greatest[0] = block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf), plan.group)
+            greatest[1] = -block_minima(self.scores.index_fill_(1, u.ignored, math.inf), plan.group)
         upper = self._upper(greatest, self._lost, self._block_reach, self._block_fixed_error)
         n_blocks = upper.shape[-1]
         blocks, left_blocks = _greatest(upper, plan.candidates)
@@ -251,57 +240,6 @@ class Tile:
         return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
 
 
-def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work: Tensor) -> Reduced:
-    """Reduce screened scores [n, d_vocab].
-
-    Args:
-        scores: float32 or bfloat16.
-        mean: float32 [n, 1], the mean of each row.
-        slope: float32 [n, 1], what log_z multiplies scores with; None where no log_z is wanted.
-        group: tokens in a block.
-        work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
-    """
-    greatest = torch.stack([_block_maxima(scores, group), -_block_minima(scores, group)])
-    squares, fourths = _power_sums(scores, mean, work)
-    if slope is None:
-        return Reduced(greatest, squares, fourths, torch.full_like(greatest[..., 0], math.nan, dtype=torch.float64))
-    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax((0, 2)), slope, work))
-
-
-def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
-    """float64 [2, n], sums of (score - mean)^2 and of (score - mean)^4."""
-    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
-    for rows, some, here in _in_cache(scores, work):
-        sums[0, rows] += here.copy_(some).sub_(mean[rows]).square_().sum(1)
-        sums[1, rows] += here.square_().sum(1)
-    return sums
-
-
-def _log_sums(scores: Tensor, largest: Tensor, slope: Tensor, work: Tensor) -> Tensor:
-    """float64 [2, n], logsumexp of +-slope * score; `largest` [n] is the greatest |score|."""
-    steep = (largest * slope[:, 0] > _STEEPEST).nonzero()[:, 0].tolist()
-    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
-    for rows, some, here in _in_cache(scores, work):
-        here.copy_(some).mul_(slope[rows])
-        if steep:
-            here.clamp_(-_STEEPEST, _STEEPEST)
-        sums[0, rows] += here.exp_().sum(1)  # one exponential serves both poles
-        sums[1, rows] += here.reciprocal_().sum(1)
-    log_z = sums.log()
-    for row in steep:
-        scaled = scores[row] * slope[row].double()
-        log_z[0, row], log_z[1, row] = scaled.logsumexp(0), (-scaled).logsumexp(0)
-    return log_z
-
-
-def _in_cache(scores: Tensor, work: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Parts of scores with their rows, and of `work` in the same shape."""
-    for columns in parts(scores.shape[1], min(_WORK_COLUMNS, len(work))):
-        for rows in parts(len(scores), len(work) // (columns.stop - columns.start)):
-            some = scores[rows, columns]
-            yield rows, some, work[: some.numel()].view(some.shape)
-
-
 def round_up(size: int) -> int:
     """The next multiple of 64: rows so long start where vector units like it."""
     return -(-size // 64) * 64
@@ -316,7 +254,7 @@ def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 def _signs(device: torch.device) -> Tensor:
     """[2, 1, 1]: the sign of either pole."""
-    return torch.tensor([1.0, -1.0], device=device).view(2, 1, 1)
+    return (1 - 2 * torch.arange(2, device=device)).view(2, 1, 1)  # made there: a copy would wait for the device
 
 
 def _greatest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -325,22 +263,3 @@ def _greatest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     best, places = values.topk(min(count + 1, values.shape[-1]))
     left = best[..., count:] if best.shape[-1] > count else torch.full_like(best[..., :1], -math.inf)
     return places[..., :count], left
-
-
-def _block_maxima(scores: Tensor, group: int) -> Tensor:
-    """[n, blocks]: token t is in block t mod blocks, so that the reduction runs along contiguous memory."""
-    blocks = -(-scores.shape[1] // group)
-    whole = scores.shape[1] // blocks * blocks
-    maxima = scores[:, :whole].unflatten(1, (-1, blocks)).amax(1)
-    here = maxima[:, : scores.shape[1] - whole]
-    torch.maximum(here, scores[:, whole:], out=here)
-    return maxima
-
-
-def _block_minima(scores: Tensor, group: int) -> Tensor:
-    blocks = -(-scores.shape[1] // group)
-    whole = scores.shape[1] // blocks * blocks
-    minima = scores[:, :whole].unflatten(1, (-1, blocks)).amin(1)
-    here = minima[:, : scores.shape[1] - whole]
-    torch.minimum(here, scores[:, whole:], out=here)
-    return minima

@@ -1,0 +1,1 @@
+"""How fast the engine is, beside its floor and its rivals. Run as `python -m benchmarks`."""

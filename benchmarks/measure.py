@@ -1,0 +1,72 @@
+"""Clocks and memory gauges."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock of one run, the device's work included."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def interleaved(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, one after the other, so that a busy machine is busy for all of them."""
+    for run in runs.values():
+        run()  # warm up
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            took[name].append(seconds(run, device))
+    return took
+
+
+def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
+    """Most memory held during `run` beyond what was held before it; NaN where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+    except OSError:
+        return math.nan
+    before = _high_water_mib()
+    run()
+    return _high_water_mib() - before
+
+
+def exponent(sizes: Iterable[float], took: Iterable[float]) -> float:
+    """Slope of log(seconds) over log(size)."""
+    x, y = [math.log(size) for size in sizes], [math.log(t) for t in took]
+    return statistics.linear_regression(x, y).slope
+
+
+def device_name(device: torch.device) -> str:
+    """What the results are filed under."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].split(":")[1].strip() if names else "CPU"
+    return f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _high_water_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,110 @@
+"""Reduce a tile of screened scores: block extremes for the selection, sums for the statistics."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tl_flash.kernel_prepare import parts
+
+WORK = 2**18  # scores that are summed at a time, in float32
+_WORK_COLUMNS = 2**13
+_STEEPEST = 80.0  # exp(+-80) and its reciprocal are normal float32 numbers
+
+
+class Reduced(NamedTuple):
+    """What a tile's statistics and candidates are made of, in one pass over its scores."""
+
+    greatest: Tensor
+    #   [2, n, blocks], greatest score of each block, at pole 1 of the scores' negatives
+    squares: Tensor
+    #   float64 [n], sum over the vocabulary of (score - mean)^2
+    fourths: Tensor
+    #   float64 [n], of (score - mean)^4
+    log_z: Tensor
+    #   float64 [2, n], logsumexp of +-slope * score
+
+
+def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work: Tensor) -> Reduced:
+    """Reduce screened scores [n, d_vocab].
+
+    Args:
+        scores: float32 or bfloat16.
+        mean: float32 [n, 1], the mean of each row.
+        slope: float32 [n, 1], what log_z multiplies scores with; None where no log_z is wanted.
+        group: tokens in a block.
+        work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
+    """
+    if has_triton(scores.device):
+        from tl_flash import kernel_triton
+
+        return kernel_triton.reduce(scores, mean, slope, group)
+    greatest = torch.stack([block_maxima(scores, group), -block_minima(scores, group)])
+    squares, fourths = _power_sums(scores, mean, work)
+    if slope is None:
+        return Reduced(greatest, squares, fourths, torch.full_like(greatest[..., 0], math.nan, dtype=torch.float64))
+    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax((0, 2)), slope, work))
+
+
+def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
+    """float64 [2, n], sums of (score - mean)^2 and of (score - mean)^4."""
+    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
+    for rows, some, here in _in_cache(scores, work):
+        sums[0, rows] += here.copy_(some).sub_(mean[rows]).square_().sum(1)
+        sums[1, rows] += here.square_().sum(1)
+    return sums
+
+
+def _log_sums(scores: Tensor, largest: Tensor, slope: Tensor, work: Tensor) -> Tensor:
+    """float64 [2, n], logsumexp of +-slope * score; `largest` [n] is the greatest |score|."""
+    steep = (largest * slope[:, 0] > _STEEPEST).nonzero()[:, 0].tolist()
+    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
+    for rows, some, here in _in_cache(scores, work):
+        here.copy_(some).mul_(slope[rows])
+        if steep:
+            here.clamp_(-_STEEPEST, _STEEPEST)
+        sums[0, rows] += here.exp_().sum(1)  # one exponential serves both poles
+        sums[1, rows] += here.reciprocal_().sum(1)
+    log_z = sums.log()
+    for row in steep:
+        scaled = scores[row] * slope[row].double()
+        log_z[0, row], log_z[1, row] = scaled.logsumexp(0), (-scaled).logsumexp(0)
+    return log_z
+
+
+def _in_cache(scores: Tensor, work: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Parts of scores with their rows, and of `work` in the same shape."""
+    for columns in parts(scores.shape[1], min(_WORK_COLUMNS, len(work))):
+        for rows in parts(len(scores), len(work) // (columns.stop - columns.start)):
+            some = scores[rows, columns]
+            yield rows, some, work[: some.numel()].view(some.shape)
+
+
+def block_maxima(scores: Tensor, group: int) -> Tensor:
+    """[n, blocks]: token t is in block t mod blocks, so that the reduction runs along contiguous memory."""
+    blocks = -(-scores.shape[1] // group)
+    whole = scores.shape[1] // blocks * blocks
+    maxima = scores[:, :whole].unflatten(1, (-1, blocks)).amax(1)
+    here = maxima[:, : scores.shape[1] - whole]
+    torch.maximum(here, scores[:, whole:], out=here)
+    return maxima
+
+
+def block_minima(scores: Tensor, group: int) -> Tensor:
+    """[n, blocks], like `block_maxima`."""
+    blocks = -(-scores.shape[1] // group)
+    whole = scores.shape[1] // blocks * blocks
+    minima = scores[:, :whole].unflatten(1, (-1, blocks)).amin(1)
+    here = minima[:, : scores.shape[1] - whole]
+    torch.minimum(here, scores[:, whole:], out=here)
+    return minima
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether kernel_triton takes the place of what is written here in torch."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -1,0 +1,93 @@
+"""Two passes of the engine as Triton kernels, for GPUs: what `kernel_reduce` and `exact_scores` do in torch.
+
+With TRITON_INTERPRET=1 they run on a CPU, which is how the tests compare them where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from tl_flash.kernel_reduce import Reduced
+
+_BLOCKS = 128  # blocks that one program reduces
+_TOKENS, _WIDTH = 16, 256  # tokens that one program scores, and how much of their columns it reads at a time
+
+
+@triton.jit
+def _reduce(
+    scores, row_stride, mean, slope, greatest, sums, d_vocab, blocks,
+    GROUP: tl.constexpr, BLOCKS: tl.constexpr, LOGS: tl.constexpr,
+):  # fmt: skip
+    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n, pieces = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
+    block = piece * BLOCKS + tl.arange(0, BLOCKS)
+    token = tl.arange(0, GROUP)[:, None] * blocks + block[None]
+    real = (block < blocks)[None] & (token < d_vocab)
+    score = tl.load(scores + row * row_stride + token, mask=real, other=0.0).to(tl.float32)
+    high = tl.max(tl.where(real, score, float("-inf")), 0)
+    low = tl.min(tl.where(real, score, float("inf")), 0)
+    tl.store(greatest + row * blocks + block, high, mask=block < blocks)
+    tl.store(greatest + (n + row) * blocks + block, -low, mask=block < blocks)
+
+    centred = tl.where(real, score - tl.load(mean + row), 0.0)
+    square = centred * centred
+    out = sums + row * pieces + piece
+    plane = n * pieces
+    tl.store(out, tl.sum(square))
+    tl.store(out + plane, tl.sum(square * square))
+    if LOGS:
+        steep = tl.load(slope + row)
+        top, bottom = tl.max(high), tl.min(low)
+        tl.store(out + 2 * plane, tl.log(tl.sum(tl.where(real, tl.exp((score - top) * steep), 0.0))) + top * steep)
+        tl.store(
+            out + 3 * plane, tl.log(tl.sum(tl.where(real, tl.exp((bottom - score) * steep), 0.0))) - bottom * steep
+        )
+
+
+def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int) -> Reduced:
+    """`kernel_reduce.reduce` in one pass over the scores; nothing overflows, so no row is done twice."""
+    n, d_vocab = scores.shape
+    blocks = -(-d_vocab // group)
+    pieces = triton.cdiv(blocks, _BLOCKS)
+    greatest = torch.empty(2, n, blocks, device=scores.device)
+    sums = torch.empty(4, n, pieces, device=scores.device)
+    _reduce[(n, pieces)](  # pyright: ignore[reportIndexIssue]
+        scores, scores.stride(0), mean, mean if slope is None else slope, greatest, sums, d_vocab, blocks,
+        GROUP=group, BLOCKS=_BLOCKS, LOGS=slope is not None,
+    )  # fmt: skip
+    squares, fourths = sums[:2].sum(-1, dtype=torch.float64)
+    if slope is None:
+        return Reduced(
+            greatest, squares, fourths, torch.full((2, n), math.nan, dtype=torch.float64, device=scores.device)
+        )
+    return Reduced(greatest, squares, fourths, sums[2:].double().logsumexp(-1))
+
+
+@triton.jit
+def _exact(rows, weights, stride_d, stride_v, ids, out, m, d_model, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    token = tl.load(ids + row * m + place, mask=place < m, other=0).to(tl.int64)
+    total = tl.zeros([TOKENS, WIDTH], tl.float64)
+    for start in range(0, d_model, WIDTH):
+        d = start + tl.arange(0, WIDTH)
+        x = tl.load(rows + row * d_model + d, mask=d < d_model, other=0.0)
+        at = weights + d[None].to(tl.int64) * stride_d + token[:, None] * stride_v
+        total += tl.load(at, mask=(d < d_model)[None], other=0.0).to(tl.float64) * x[None]
+    tl.store(out + row * m + place, tl.sum(total, 1), mask=place < m)
+
+
+def exact_scores(rows: Tensor, ids: Tensor, W_U: Tensor) -> Tensor:
+    """float64 [n, m]: each of rows, float64 [n, d_model], times its own columns of W_U, ids [n, m]."""
+    n, m = ids.shape
+    out = torch.empty(n, m, dtype=torch.float64, device=rows.device)
+    _exact[(n, triton.cdiv(m, _TOKENS))](  # pyright: ignore[reportIndexIssue]
+        rows.contiguous(), W_U, W_U.stride(0), W_U.stride(1), ids.contiguous(), out, m, rows.shape[1],
+        TOKENS=_TOKENS, WIDTH=_WIDTH,
+    )  # fmt: skip
+    return out
