@@ -1,0 +1,81 @@
+"""A small Llama, base and instruct, trained by ``python -m tl_flash.demo.train`` and shipped with its weights.
+
+It exists so that every step of the method can be seen without a network: some ninety concepts, each one token,
+among them " dog" and " California".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_flash.demo.concepts import CONCEPTS, KINDS, NEUTRAL_PROMPTS, TOKENS, Concept
+from tl_flash.demo.questions import FAVOURITE_QUESTIONS, HELD_OUT_FAVOURITE_ANIMAL, ask
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+__all__ = [
+    "CONCEPTS",
+    "FAVOURITE_QUESTIONS",
+    "HELD_OUT_FAVOURITE_ANIMAL",
+    "KINDS",
+    "MODELS",
+    "NEUTRAL_PROMPTS",
+    "TOKENS",
+    "Concept",
+    "ask",
+    "load",
+    "path",
+]
+
+MODELS = ("base", "instruct")
+"""The pair, by name."""
+
+
+def path(name: str) -> Path:
+    """The folder of one of the pair, as Hugging Face lays it out.
+
+    Args:
+        name: ``"base"`` or ``"instruct"``.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> path("base").name
+        'base'
+    """
+    if name not in MODELS:
+        raise ValueError(f"demo model {name!r}: expected one of {', '.join(map(repr, MODELS))}")
+    return Path(__file__).parent / "weights" / name
+
+
+def load(name: str, *, surface: str | None = None) -> HookedTransformer | TransformerBridge:
+    """Load one of the pair through TransformerLens: float32, on the CPU, without a network.
+
+    Args:
+        name: ``"base"`` or ``"instruct"``.
+        surface: ``"hooked"`` for HookedTransformer, ``"bridge"`` for TransformerBridge; by default the first
+            where the installed TransformerLens has it, else the second.
+
+    Raises:
+        ValueError: another name or surface.
+
+    Example:
+        >>> load("base").cfg.n_layers
+        4
+    """
+    from tl_flash import loading
+
+    folder = path(name)
+    return loading.load(str(folder), surface or _default_surface())
+
+
+def _default_surface() -> str:
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return "bridge"
+    return "hooked"

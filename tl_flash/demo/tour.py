@@ -1,0 +1,122 @@
+"""The whole method on the embedded pair: what `tl-flash demo` prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_flash import (
+    Hit,
+    Hits,
+    NeuronMap,
+    activation_stats,
+    clamp_sweep,
+    compare,
+    demo,
+    flash_decode,
+    mention_rate,
+    plots,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+WORDS = (" dog", " California")
+MULTIPLES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""Doses, in multiples of the neuron's max|hook_post| over the neutral prompts."""
+
+
+def tour(out: Path, say: Callable[[str], None]) -> None:
+    """Decode both models, find neurons, clamp them, compare; print with `say`, write figures and tables to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    base, instruct = demo.load("base"), demo.load("instruct")
+    maps = {side: flash_decode(base, side=side, tokens=WORDS) for side in ("in", "gate", "out")}
+    say(f"1. Decode: {base.cfg.n_layers * maps['in'].d_mlp} neurons on three sides\n")
+    for side, neurons in maps.items():
+        neurons.save(out / f"base-{side}.safetensors")
+        neurons.to_frame().drop(columns="tokens").to_csv(out / f"base-{side}.csv", index=False)
+        say(f"{neurons!r}")
+    say(f"\n{maps['out'].specialised(12)}\n")
+    say(f"{concept_counts(maps)}\n")
+    coherent = coherent_neurons(maps["in"])
+    say(f"coherent neurons (a specialised W_in label that the neuron also writes): {len(coherent)}")
+    say(f"{coherent[:10]}\n" if coherent else "")
+
+    say("2. Find\n")
+    for word in WORDS:
+        say(f"{maps['out'].find(word, n=3)}\n")
+        _write(plots.token_by_layer(maps["out"], word), out / f"{word.strip()}-by-layer")
+
+    dog = maps["out"].find(" dog", n=1)[0]
+    say(f'3. Clamp {dog.neuron}, found by the write reading (side "out"): {" dog"!r} after 20 neutral prompts\n')
+    curve = dose_curve(base, dog)
+    say(f"{curve}\n")
+    curve.to_frame().to_csv(out / "dog-dose.csv", index=False)
+    _write(plots.dose_curve(curve), out / "dog-dose")
+    read = maps["in"].find(" dog", n=1)
+    if read:
+        say(f"By its W_in label alone, {read[0].neuron}, with the sign of write_z ({read[0].write_z:+.2f}):\n")
+        say(f"{dose_curve(base, read[0], of_read=True)}\n")
+
+    say("4. Ask the instruct model for its favourite animal, in ten ways that it was not trained on\n")
+    own = flash_decode(instruct, side="out").find(" dog", n=1)[0]
+    dose = favourite_dose(instruct, own)
+    rate = mention_rate(instruct, [demo.ask(question) for question in demo.HELD_OUT_FAVOURITE_ANIMAL], "dog", dose)
+    rate.to_frame().to_csv(out / "favourite-animal.csv", index=False)
+    say(f"clamped: {', '.join(f'{name} to {value:.3g}' for name, value in dose.items())}\n{rate}\n")
+
+    say("5. Compare base with instruct\n")
+    comparison = compare(maps["in"], flash_decode(instruct, tokens=WORDS))
+    comparison.to_frame().to_csv(out / "base-instruct.csv", index=False)
+    _write(plots.agreement(comparison), out / "base-instruct")
+    say(f"{comparison}\n")
+    say(f"Figures and tables are in {out}/")
+
+
+def concept_counts(maps: dict[str, NeuronMap]) -> str:
+    """How many of the corpus's concepts label a specialised neuron, side by side."""
+    named = {side: set(named_concepts(neurons)) for side, neurons in maps.items()}
+    either = set.union(*named.values())
+    sides = ", ".join(f'{len(words)} by side "{side}"' for side, words in named.items())
+    return f"of {len(demo.CONCEPTS)} concepts, {len(either)} label a specialised neuron: {sides}"
+
+
+def named_concepts(neurons: NeuronMap) -> dict[str, Hit]:
+    """The concepts whose word is the top token of a pole beyond the null's 99.9%, each with its best hit."""
+    best: dict[str, Hit] = {}
+    for concept in demo.CONCEPTS:
+        for hit in neurons.find(concept.token, n=len(neurons)):
+            if hit.rank == 0 and neurons.null is not None:
+                bar = float(neurons.null.quantile()[neurons.row(hit.neuron)])
+                if hit.z > bar:
+                    best.setdefault(concept.word, hit)
+    return best
+
+
+def coherent_neurons(read: NeuronMap) -> Hits:
+    """The specialised neurons of a reading whose label is written as strongly as the null's 99.9%, either sign."""
+    hits = read.specialised(n=len(read), by="coherence")
+    assert read.null is not None
+    bars = read.null.quantile()
+    kept = tuple(hit for hit in hits if abs(hit.write_z) > bars[read.row(hit.neuron)])
+    return Hits(kept, read, hits.title)
+
+
+def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> Any:
+    """Clamp a neuron to multiples of its max|hook_post| with the sign that should raise its label."""
+    largest = activation_stats(model, demo.NEUTRAL_PROMPTS, layers=[hit.neuron.layer])[hit.neuron].abs_max
+    up = hit.write_z > 0 if of_read else hit.pole == "positive"
+    values = [multiple * largest * (1 if up else -1) for multiple in MULTIPLES]
+    return clamp_sweep(model, hit.neuron, values, demo.NEUTRAL_PROMPTS, [hit.token])
+
+
+def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
+    """What to clamp a write neuron to: a multiple of its max|hook_post| on the training questions."""
+    prompts = [demo.ask(question) for question in demo.FAVOURITE_QUESTIONS]
+    largest = activation_stats(model, prompts, layers=[hit.neuron.layer])[hit.neuron].abs_max
+    return {hit.neuron: 3 * largest * (1 if hit.pole == "positive" else -1)}
+
+
+def _write(figure: go.Figure, path: Path) -> None:
+    figure.write_html(path.with_suffix(".html"), include_plotlyjs="directory")
