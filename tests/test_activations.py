@@ -116,7 +116,7 @@ def test_under_a_clamp_the_clamped_model_is_measured(model):
         (PROMPTS, {"quantiles": [1.5]}, ValueError, "quantiles: expected levels"),
         (PROMPTS, {"layers": []}, ValueError, "layers: expected at least one"),
         (PROMPTS, {"layers": [2]}, ValueError, "layer 2: this model's layers are 0 to 1"),
-        (PROMPTS, {"sample": 0}, ValueError, "sample, batch_size: expected 1 or more"),
+        (PROMPTS, {"sample": 0}, ValueError, "(sample|batch_size): expected 1 or more"),
         (PROMPTS, {"positions": "generated"}, ValueError, "nothing is generated"),
         (PROMPTS, {"positions": 9}, ValueError, "positions: expected indices below"),
     ],

@@ -43,6 +43,12 @@ def test_last_positions_move_less_than_all(model):
     assert float((everywhere.prob[0, 0, 0] - last.prob[0, 0, 0]).abs()) > 0
 
 
+def test_the_last_position_of_a_short_prompt_is_its_own(model):
+    together = clamp_sweep(model, "L0N3", [9.0], PROMPTS, [5], positions="last")
+    alone = [clamp_sweep(model, "L0N3", [9.0], [prompt], [5], positions="last") for prompt in PROMPTS]
+    assert torch.allclose(together.prob[0, :, 0], torch.stack([one.prob[0, 0, 0] for one in alone]), rtol=1e-4)
+
+
 def test_wrong_sweeps_are_refused(model):
     with pytest.raises(ValueError, match="values: expected"):
         clamp_sweep(model, "L1N3", [], PROMPTS, [5])

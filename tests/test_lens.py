@@ -97,7 +97,7 @@ def test_all_layers_come_from_one_backward_sweep(bridge, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", counted_grad)
     monkeypatch.setattr(type(bridge), "run_with_hooks", counted_run)
-    jacobian_lens(bridge, PROMPTS)
+    jacobian_lens(bridge, torch.arange(24).view(3, 8))
     assert sum(swept) == bridge.cfg.d_model and len(forwards) == 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,9 +140,10 @@ def activation_stats(
     """
     if not quantiles or not all(0 <= level <= 1 for level in quantiles):
         raise ValueError(f"quantiles: expected levels from 0 to 1, got {tuple(quantiles)}")
-    if sample < 1 or batch_size < 1:
-        raise ValueError(f"sample, batch_size: expected 1 or more, got {sample} and {batch_size}")
-    rows = _rows(model, prompts)
+    if sample < 1:
+        raise ValueError(f"sample: expected 1 or more, got {sample}")
+    texts = Prompts.of(model, prompts)
+    rows = texts.rows
     keep = [_kept(model, row, parse_positions(positions), include_bos) for row in rows]
     drawn = _draw(keep, sample, seed)
     chosen = tuple(range(len(model.blocks)) if layers is None else layers)
@@ -151,19 +152,12 @@ def activation_stats(
     tallies = {neuron_site(model, layer, "post").name: _Tally() for layer in chosen}
     device = model.W_U.device
     with torch.no_grad():
-        for batch in track(list(_batches(rows, batch_size)), "measuring activations", progress):
-            tokens, kept, draws = (torch.stack([each[i] for i in batch]).to(device) for each in (rows, keep, drawn))
+        for batch, tokens in track(list(texts.batches(batch_size)), "measuring activations", progress):
+            kept, draws = (torch.stack([each[i] for i in batch]).to(device) for each in (keep, drawn))
             hooks = [(name, partial(tally.add, keep=kept, drawn=draws)) for name, tally in tallies.items()]
             with attached(model, hooks):
-                model(tokens, return_type=None, stop_at_layer=max(chosen) + 1)
+                model(tokens.to(device), return_type=None, stop_at_layer=max(chosen) + 1)
     return _assemble(chosen, tallies, tuple(map(float, quantiles)), int(sum(row.sum() for row in keep)))
-
-
-def _rows(model: Any, prompts: Any) -> list[Tensor]:
-    """The prompts' tokens, each [position]."""
-    if isinstance(prompts, Sequence) and len(prompts) > 0 and all(map(torch.is_tensor, prompts)):
-        return [row for part in prompts for row in Prompts.of(model, torch.atleast_2d(part)).rows]
-    return list(Prompts.of(model, prompts).rows)
 
 
 def _kept(model: Any, row: Tensor, positions: PositionName | frozenset[int] | None, include_bos: bool) -> Tensor:
@@ -195,15 +189,6 @@ def _draw(keep: list[Tensor], sample: int, seed: int) -> list[Tensor]:
     drawn = torch.zeros(sum(lengths), dtype=torch.bool)
     drawn[kept[order[:sample]]] = True
     return list(drawn.split(lengths))
-
-
-def _batches(rows: list[Tensor], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of prompts of one length, `batch_size` at most."""
-    by_length: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(i)
-    for group in by_length.values():
-        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
 class _Tally:

@@ -91,7 +91,7 @@ def clamp_sweep(
         values: of hook_post, in any order. `activation_stats` gives the neuron's own units.
         prompts: strings, or token ids [prompt, position].
         tokens: strings or ids to follow.
-        positions: as in `clamp`.
+        positions: as in `clamp`; prompts of one length share a pass, so that none is padded.
         batch_size: prompts a forward pass; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
 

@@ -133,7 +133,7 @@ def jacobian_lens(
     *,
     layers: Sequence[int] | None = None,
     positions: str = "all",
-    batch_size: int | None = None,
+    batch_size: int = 8,
     progress: bool | None = None,
 ) -> JacobianLens:
     """The mean over prompts of d ln_final(resid)[last] / d hook_resid_post, of all layers from one backward sweep.
@@ -147,7 +147,7 @@ def jacobian_lens(
         prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for.
         layers: which layers; all by default.
         positions: "all" adds the change at every position of the prompt, "same" at its last one alone.
-        batch_size: prompts a forward pass; by default 8.
+        batch_size: prompts a forward pass.
         progress: a bar; by default on a terminal or in a notebook.
 
     Raises:
@@ -166,9 +166,8 @@ def jacobian_lens(
     texts = Prompts.of(model, prompts)
     shape = (len(chosen), weights.d_model, weights.d_model)
     total, squares = torch.zeros(2, *shape, dtype=torch.float64)
-    batches = list(texts.batches(weights.d_vocab, batch_size or 8))
-    for tokens, lengths in track(batches, "Jacobian", progress):
-        for rows, jacobian in _rows(model, weights, tokens, lengths, chosen, positions == "same"):
+    for _, tokens in track(list(texts.batches(batch_size)), "Jacobian", progress):
+        for rows, jacobian in _rows(model, weights, tokens, chosen, positions == "same"):
             total[:, rows] += jacobian.sum(2).double().cpu()
             squares[:, rows] += jacobian.square().sum(2).double().cpu()
     n = len(texts.rows)
@@ -190,12 +189,12 @@ def jacobian_lens(
 
 
 def _rows(
-    model: Any, weights: MLPWeights, tokens: Tensor, lengths: Tensor, layers: list[int], same: bool
+    model: Any, weights: MLPWeights, tokens: Tensor, layers: list[int], same: bool
 ) -> Iterator[tuple[slice, Float[Tensor, "layer row prompt d_model"]]]:
     """Rows of each prompt's Jacobians, for all layers at once; the forward pass runs once."""
     device = weights.W_U.device
     last = weights.n_layers - 1
-    where = (torch.arange(tokens.shape[1])[None, :] == lengths[:, None] - 1).to(device)[..., None]
+    where = (torch.arange(tokens.shape[1], device=device) == tokens.shape[1] - 1)[:, None]
     deltas = {
         layer: torch.zeros(len(tokens), 1, weights.d_model, device=device, requires_grad=True) for layer in layers
     }
@@ -215,8 +214,7 @@ def _rows(
     ]
     with torch.enable_grad():
         model.run_with_hooks(tokens.to(device), fwd_hooks=hooks)
-        at_end = final[-1][torch.arange(len(tokens)), lengths - 1].float()
-        output = _unit(at_end, weights.centre, model.cfg.eps)
+        output = _unit(final[-1][:, -1].float(), weights.centre, model.cfg.eps)
     inputs = [deltas[layer] for layer in layers]
     for start in range(0, weights.d_model, _ROWS):
         rows = slice(start, min(start + _ROWS, weights.d_model))

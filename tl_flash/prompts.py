@@ -44,8 +44,13 @@ class Prompts:
     rows: tuple[Int[Tensor, " position"], ...]
 
     @classmethod
-    def of(cls, model: Any, prompts: Sequence[str] | Int[Tensor, "prompt position"]) -> Prompts:
+    def of(cls, model: Any, prompts: Sequence[str] | Int[Tensor, "prompt position"] | Sequence[Tensor]) -> Prompts:
         """Tokenise prompts.
+
+        Args:
+            model: whose tokenizer and n_ctx count.
+            prompts: strings, or token ids without padding: one tensor [prompt, position], or several of that shape or
+                [position].
 
         Raises:
             TypeError: they are one string, or neither strings nor token ids.
@@ -53,34 +58,41 @@ class Prompts:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts: expected a list of strings, got one string; write [{prompts!r}]")
-        if torch.is_tensor(prompts):
-            if prompts.ndim != 2 or prompts.is_floating_point():
-                raise TypeError(f"prompts: expected token ids [prompt, position], got {list(prompts.shape)}")
-            rows = tuple(prompts)
-        else:
-            for prompt in prompts:
-                if not isinstance(prompt, str):
-                    raise TypeError(
-                        f"prompts: expected strings or one tensor of token ids, got {type(prompt).__name__}"
-                    )
-            rows = tuple(model.to_tokens(prompt)[0] for prompt in prompts)
+        parts = [prompts] if torch.is_tensor(prompts) else list(prompts)
+        rows = [row.cpu() for part in parts for row in _token_rows(model, part)]
         if not rows or any(len(row) == 0 for row in rows):
             raise ValueError(f"prompts: expected at least one, none of them empty, got {len(rows)}")
         longest = max(map(len, rows))
         if longest > model.cfg.n_ctx:
             raise ValueError(f"prompts: expected at most n_ctx = {model.cfg.n_ctx} tokens, got one of {longest}")
-        return cls(tuple(row.cpu() for row in rows))
+        return cls(tuple(rows))
 
-    def batches(self, d_vocab: int, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens [prompt, position] padded on the right, which causal attention never sees, and lengths [prompt]."""
-        if batch_size is not None and batch_size < 1:
+    def batches(self, batch_size: int) -> Iterator[tuple[list[int], Int[Tensor, "prompt position"]]]:
+        """Prompts of one length together, so that none is ever padded: their numbers, and their tokens.
+
+        Raises:
+            ValueError: a batch size below 1.
+        """
+        if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        longest = max(map(len, self.rows))
-        size = batch_size or max(1, _LOGITS_AT_ONCE // (longest * d_vocab))
-        for start in range(0, len(self.rows), size):
-            rows = self.rows[start : start + size]
-            tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-            yield tokens, torch.tensor([len(row) for row in rows])
+        by_length: dict[int, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            by_length.setdefault(len(row), []).append(i)
+        for group in by_length.values():
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
+                yield batch, torch.stack([self.rows[i] for i in batch])
+
+
+def _token_rows(model: Any, part: Any) -> Tensor:
+    """Token ids [prompt, position] of one string or tensor."""
+    if isinstance(part, str):
+        return model.to_tokens(part)
+    if not torch.is_tensor(part):
+        raise TypeError(f"prompts: expected strings or token ids, got {type(part).__name__}")
+    if part.ndim not in (1, 2) or part.is_floating_point():
+        raise TypeError(f"prompts: expected token ids [prompt, position], got {part.dtype} {list(part.shape)}")
+    return torch.atleast_2d(part)
 
 
 @dataclass(frozen=True)
@@ -96,17 +108,16 @@ class Answers:
     @classmethod
     def of(cls, model: Any, prompts: Prompts, batch_size: int | None = None) -> Answers:
         """Run the model, with whatever hooks it has, on every prompt."""
-        logits, nll = [], []
-        device = model.W_U.device
+        longest, d_vocab = max(map(len, prompts.rows)), model.W_U.shape[1]
+        size = max(1, _LOGITS_AT_ONCE // (longest * d_vocab)) if batch_size is None else batch_size
+        last, nll = torch.empty(len(prompts.rows), d_vocab), torch.empty(len(prompts.rows))
         with torch.no_grad():
-            for tokens, lengths in prompts.batches(model.W_U.shape[1], batch_size):
-                out = model(tokens.to(device)).float().cpu()
-                logits.append(out[torch.arange(len(out)), lengths - 1])
-                log_probs = out[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-                real = torch.arange(1, tokens.shape[1])[None] < lengths[:, None]
-                nll.append(-(log_probs * real).sum(1) / real.sum(1))
-        last = torch.cat(logits)
-        return cls(last - last.mean(-1, keepdim=True), last.log_softmax(-1), torch.cat(nll))
+            for batch, tokens in prompts.batches(size):
+                logits = model(tokens.to(model.W_U.device)).float().cpu()
+                last[batch] = logits[:, -1]
+                log_probs = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+                nll[batch] = -log_probs.mean(1)
+        return cls(last - last.mean(-1, keepdim=True), last.log_softmax(-1), nll)
 
     def ranks(self, token: int) -> Int[Tensor, " prompt"]:
         """How many tokens are likelier than this one, prompt by prompt."""
