@@ -72,6 +72,46 @@ def test_wrong_usage_has_its_own_status(capsys):
     assert status == 0 and all(command in out for command in ("decode", "find", "show"))
 
 
+def test_compare(capsys, map_path):
+    status, out, _ = run(capsys, "compare", map_path, map_path)
+    assert status == 0 and "100.0% of 360 neurons keep their top token" in out and "surest" in out
+    status, out, _ = run(capsys, "compare", map_path, map_path, "--json")
+    parsed = json.loads(out)
+    assert parsed["agreement"] == 1 and parsed["changed"] == [] and len(parsed["by_layer"]) == 1
+
+
+def test_a_lens_from_a_trained_model(capsys, tmp_path, stories_path):
+    (tmp_path / "prompts.txt").write_text("One day,\n\nThere was a little dog\n")
+    lens, path = tmp_path / "lens.safetensors", tmp_path / "map.safetensors"
+    status, out, _ = run(capsys, "lens", stories_path, tmp_path / "prompts.txt", "-o", lens)
+    assert status == 0 and "from 2 prompts" in out
+    status, out, _ = run(capsys, "decode", stories_path, "--side", "out", "--lens", lens, "-o", path)
+    assert status == 0 and "through a lens" in out and NeuronMap.load(path).source.lens
+
+
+def test_clamp_a_trained_model(capsys, stories_path):
+    argv = ["clamp", stories_path, "L4N3=40", "--prompt", "One day", "--new-tokens", 5]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "before:" in out and "after:" in out
+    status, out, _ = run(capsys, *argv, "--json")
+    [record] = json.loads(out)
+    assert record["prompt"] == "One day" and record["before"] != record["after"]
+    status, _, err = run(capsys, "clamp", stories_path, "L4N3", "--prompt", "One day")
+    assert status == 1 and "L3N17=8.0" in err
+    status, _, err = run(capsys, "clamp", stories_path, "L9N3=1", "--prompt", "One day")
+    assert status == 1 and "layer 9" in err
+
+
+def test_validate_a_trained_model(capsys, tmp_path, stories_path):
+    path = tmp_path / "map.safetensors"
+    assert run(capsys, "decode", stories_path, "--side", "out", "-o", path)[0] == 0
+    status, out, _ = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 3, "--json")
+    records = json.loads(out)
+    assert status == 0 and len(records) == 2 and {"dlogp", "q_value"} <= set(records[0])
+    status, out, _ = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 3)
+    assert "labels raised" in out
+
+
 def test_decode_writes_a_map_of_a_trained_model(capsys, tmp_path, stories_path):
     path = tmp_path / "stories.safetensors"
     status, out, _ = run(capsys, "decode", stories_path, "-o", path, "-k", 5, "--side", "out", "--token", " the")

@@ -43,13 +43,14 @@ def decode(
     fold_ln: Annotated[bool, typer.Option(help="Fold the norms' scales in.")] = True,
     precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    lens: Annotated[Path | None, typer.Option(help="A Jacobian lens to carry what is written through.")] = None,
     surface: Surface = "bridge",
 ) -> None:
     """Decode every MLP neuron of a model and write the map.
 
     Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out`
     """
-    from tl_flash import flash_decode, loading
+    from tl_flash import JacobianLens, flash_decode, loading
 
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder to write the map to")
@@ -61,11 +62,44 @@ def decode(
         layers=layer,
         tokens=token,
         fold_ln=fold_ln,
+        lens=None if lens is None else JacobianLens.load(lens),
         precision=precision,
         device=device,
     )
     neurons.save(out)
     typer.echo(f"{neurons}\nwrote {out}")
+
+
+@app.command()
+def lens(
+    model: ModelName,
+    prompts: Annotated[Path, typer.Argument(help="A text file, a prompt a line.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the lens.")] = Path("lens.safetensors"),
+    surface: Surface = "bridge",
+) -> None:
+    """Make the Jacobian lens of a model from prompts, for `tl-flash decode --lens`.
+
+    Example: `tl-flash lens gpt2 prompts.txt -o gpt2-lens.safetensors`
+    """
+    from tl_flash import jacobian_lens, loading
+
+    texts = [line for line in prompts.read_text().splitlines() if line.strip()]
+    made = jacobian_lens(loading.load(model, surface), texts)
+    made.save(out)
+    typer.echo(f"{made}\nwrote {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write figures and tables.")] = Path("demo-output"),
+) -> None:
+    """Run the whole method on the model pair that the package carries.
+
+    Example: `tl-flash demo`
+    """
+    from tl_flash.demo.tour import tour
+
+    tour(out, typer.echo)
 
 
 @app.command()

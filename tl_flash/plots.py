@@ -39,7 +39,7 @@ def token_by_layer(neurons: NeuronMap, token: str | int) -> go.Figure:
     figure.add_trace(
         go.Scattergl(
             x=spread,
-            y=probs.flatten(),
+            y=probs.flatten().tolist(),
             mode="markers",
             marker={"size": 5, "color": BLUE, "opacity": 0.6},
             customdata=list(zip(label, map(repr, top), neurons.positive.z[..., 0].flatten().tolist(), strict=True)),
@@ -96,7 +96,7 @@ def agreement(comparison: Comparison) -> go.Figure:
     ):
         figure.add_bar(
             x=layers,
-            y=values,
+            y=values.tolist(),
             name=name,
             marker_color=colour,
             hovertemplate="layer %{x}<br>%{y:.1%}<extra></extra>",
