@@ -54,30 +54,37 @@ def token_by_layer(neurons: NeuronMap, token: str | int) -> go.Figure:
 
 def dose_curve(curve: DoseCurve) -> go.Figure:
     """Mean probability of each token as the neuron is clamped, with its 95% band over the prompts."""
-    frame = curve.to_frame()
+    records = curve.to_frame().to_dict("records")
     figure = _figure(
         f"Clamping {curve.neuron}: probability of the next token", "hook_post set to", "probability (mean over prompts)"
     )
     for token, colour in zip(curve.tokens, PALETTE * (1 + len(curve.tokens) // len(PALETTE)), strict=False):
-        rows = frame[frame["token"] == token]
-        unclamped, clamped = rows[rows["value"].isna()], rows[rows["value"].notna()].sort_values("value")
-        band = [*clamped["prob_high"], *clamped["prob_low"][::-1]]
-        values = [*clamped["value"], *clamped["value"][::-1]]
-        figure.add_scatter(x=values, y=band, fill="toself", fillcolor=_faint(colour), line={"width": 0},
-                           hoverinfo="skip", showlegend=False)  # fmt: skip
+        unclamped, *clamped = (record for record in records if record["token"] == token)
+        clamped.sort(key=lambda record: record["value"])
+        values = [record["value"] for record in clamped]
+        band = [record["prob_high"] for record in clamped] + [record["prob_low"] for record in reversed(clamped)]
         figure.add_scatter(
-            x=clamped["value"],
-            y=clamped["prob"],
+            x=values + values[::-1],
+            y=band,
+            fill="toself",
+            fillcolor=_faint(colour),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=values,
+            y=[record["prob"] for record in clamped],
             mode="lines+markers",
             name=repr(token),
             line={"color": colour},
-            customdata=clamped[["rank"]],
+            customdata=[record["rank"] for record in clamped],
             hovertemplate=(
                 f"{token!r}<br>hook_post %{{x:.3g}}<br>probability %{{y:.3g}}"
-                "<br>median rank %{customdata[0]:.0f}<extra></extra>"
+                "<br>median rank %{customdata:.0f}<extra></extra>"
             ),
         )
-        figure.add_hline(y=float(unclamped["prob"].iloc[0]), line={"color": colour, "dash": "dot", "width": 1})
+        figure.add_hline(y=unclamped["prob"], line={"color": colour, "dash": "dot", "width": 1})
     return figure.update_yaxes(rangemode="tozero").update_layout(showlegend=True)
 
 
