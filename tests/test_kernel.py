@@ -122,12 +122,20 @@ def test_numbers_are_as_good_as_plain_float32(dtype):
     assert_no_worse_than_plain(ours, reference_decode(x, W_U, **options), right, eps=2e-7)
 
 
-def test_statistics_of_large_scores_do_not_overflow():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_statistics_of_large_scores_do_not_overflow(bf16):
     x, W_U, _ = draw(8, 32, 400)
     W_U[:, 7] *= 1e4  # tau * s in the tens of thousands
-    ours, right = decode(x, prepare(W_U)), truth(x, W_U)
+    ours, right = decode(x, prepare(W_U, bf16=bf16)), truth(x, W_U)
     for name in STATISTICS:
-        torch.testing.assert_close(getattr(ours, name), getattr(right, name), rtol=1e-5, atol=1e-2)
+        rtol, atol = (5e-3, 1e-1) if bf16 and name in ("std", "kurtosis", "log_z") else (1e-5, 1e-2)
+        torch.testing.assert_close(getattr(ours, name), getattr(right, name), rtol=rtol, atol=atol)
+
+
+def test_a_W_U_of_zeros_ties_throughout():
+    ours = decode(torch.ones(2, 3), prepare(torch.zeros(3, 50)), k=4)
+    assert ours.ids.tolist() == [[[0, 1, 2, 3]] * 2] * 2
+    assert not ours.logits.any()
 
 
 def test_own_norm_can_be_overridden():
@@ -271,10 +279,10 @@ def test_a_bf16_screen_changes_no_token_and_no_logit(dtype):
     screened = decode(x, prepare(W_U, gain=gain, centre=True, bf16=True), tracked=[1])
     for name in ["ids", "logits", "norm", "mean", "tracked"]:
         assert torch.equal(getattr(screened, name), getattr(plain, name)), name
-    # Sums over the vocabulary are made of the bf16 scores, but for the greatest terms of log_z.
+    # Sums over the vocabulary are made of bf16 scores, but for those of the top tokens.
     torch.testing.assert_close(screened.log_z, plain.log_z, rtol=0, atol=2e-3)
-    torch.testing.assert_close(screened.std, plain.std, rtol=2e-3, atol=0)
-    torch.testing.assert_close(screened.kurtosis, plain.kurtosis, rtol=0, atol=1e-2)
+    torch.testing.assert_close(screened.std, plain.std, rtol=1e-3, atol=0)
+    torch.testing.assert_close(screened.kurtosis, plain.kurtosis, rtol=0, atol=5e-3)
 
 
 def test_a_bf16_screen_needs_no_copy_of_a_bf16_W_U():
@@ -459,6 +467,7 @@ REFUSALS = [
         ValueError,
         r"W_U: expected finite weights",
     ),
+    (lambda: prepare(W.double() * 1e40), ValueError, r"W_U: expected columns of lengths between"),
     (lambda: prepare(W, gain=torch.ones(7)), ValueError, r"gain: expected shape \[8\].* got \[7\]"),
     (lambda: prepare(W, gain=torch.ones(8).int()), TypeError, r"gain: expected a float dtype"),
     (lambda: prepare(W, gain=with_value(8, math.inf, 1)), ValueError, r"gain: expected finite scales"),
@@ -534,6 +543,8 @@ def test_triton_scores_pairs_as_torch_does(dtype, transposed):
     held = W_U.T.contiguous().T if transposed else W_U
     ids = torch.randint(900, (7, 37))
     expected = (x.double() @ W_U.double()).gather(1, ids)
+    ids[2, 5:9] = -1
+    expected[2, 5:9] = -math.inf
     torch.testing.assert_close(kernel_triton.exact_scores(x.double(), ids, held), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -139,7 +139,7 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, workshop: 
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows, some in uploaded(x, tile.plan.rows, u.device):
             d = Directions.of(some, None if norm is None else norm[rows], u)
-            tile.screen(d)
+            tile.fill(d)
             top = tile.top_tokens(k)
             out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics(top)
             out["norm"][rows], out["mean"][rows] = d.norm, d.mean
@@ -167,7 +167,7 @@ def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], workshop: _W
 def _repair(x: Tensor, norm: Tensor | None, rows: Tensor, out: dict[str, Tensor], tile: Tile) -> None:
     """Decode rows again in float32, and where that proves nothing, score every token that may be among the top k."""
     k, u, d = out["ids"].shape[-1], tile.u, Directions.of(x, norm, tile.u)
-    tile.screen(d)
+    tile.fill(d)
     top = tile.top_tokens(k)
     for pole, row in top.unproven.nonzero().tolist():
         tokens = tile.reaching(row, pole, top.scores[pole, row, -1])[None]

@@ -142,8 +142,7 @@ def prepare(
     reportable[ignored] = False
     with torch.no_grad(), plain_arithmetic(W_U.device):
         column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
-        if not torch.isfinite(mean_column).all():
-            raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
+        size = _checked_size(mean_column, reach)
         plain = fast = _plain_screen(W_U, reach)
         if multiplies_bf16_faster(W_U.device):
             fast = _bf16_screen(W_U, column_scale, mean_column, reach)
@@ -157,7 +156,7 @@ def prepare(
         reportable=reportable,
         column_scale=column_scale,
         mean_column=mean_column,
-        size=reach.square().mean(dtype=torch.float64).sqrt().item() or 1.0,
+        size=size,
         plain=plain,
         fast=fast,
     )
@@ -219,6 +218,16 @@ def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tupl
     return (None if score == "dot" else scale), total / d_vocab, _upper_float32(reach)
 
 
+def _checked_size(mean_column: Tensor, reach: Tensor) -> float:
+    """Root mean square length of the columns; 1 where all are zero."""
+    if not torch.isfinite(mean_column).all():
+        raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
+    size = reach.double().square().mean().sqrt().item()
+    if size and not 1e-30 < size < 1e30:
+        raise ValueError(f"W_U: expected columns of lengths between 1e-30 and 1e30, got {size:.0e}; rescale W_U")
+    return size or 1.0
+
+
 def _plain_screen(W_U: Tensor, reach: Tensor) -> Screen:
     # Any order of summing, by fused or plain multiply-adds, and the roundings of x, w and the scale to float32.
     accumulation = 1.01 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
@@ -237,7 +246,7 @@ def _bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, 
     """W_U itself where it is held in bf16 and unscaled, else a bf16 copy, scaled and less its mean."""
     # Matrix units sum in float32 but may truncate where a CPU rounds: twice the roundoff.
     accumulation = 2.02 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
-    rounding = BF16_ROUNDOFF + 8 * FLOAT32_ROUNDOFF
+    rounding = 1.01 * BF16_ROUNDOFF
     aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
     if W_U.dtype == torch.bfloat16 and column_scale is None and aligned:
         return Screen(W_U, torch.bfloat16, False, reach, torch.zeros_like(reach), accumulation, rounding)
@@ -256,7 +265,7 @@ def _bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, 
 
 
 def _upper_float32(lengths: Tensor) -> Tensor:
-    return torch.nextafter((lengths * (1 + 1e-12)).float(), torch.tensor(math.inf, device=lengths.device))
+    return (lengths * (1 + 2.0**-22)).float()
 
 
 def _covariance(u: Unembedding) -> Tensor:
@@ -280,14 +289,6 @@ def parts(total: int, size: int) -> Iterator[slice]:
     count = math.ceil(total / max(size, 1))
     for i in range(count):
         yield slice(total * i // count, total * (i + 1) // count)
-
-
-def pieces(shape: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a matrix into pieces of at most `size` elements: of whole rows, where a row is no longer than that."""
-    n, m = shape
-    for rows in parts(n, size // max(m, 1)):
-        for columns in parts(m, size):
-            yield rows, columns
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_prepare import Screen, Unembedding, parts, pieces
-from tl_flash.kernel_reduce import WORK, block_maxima, block_minima, has_triton, reduce
+from tl_flash.kernel_prepare import Screen, Unembedding, parts
+from tl_flash.kernel_reduce import WORK, Reduced, block_maxima, block_minima, has_triton, reduce
 
 _PAIRS = 256  # scores made again at a time, in float64
 
@@ -53,24 +53,29 @@ class Directions:
 
 
 def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, gathered: int) -> Tensor:
-    """float64 [n, m] scores of each row's own tokens, ids [n, m], means not taken off.
+    """float64 [n, m] scores of each row's own tokens, ids [n, m], means not taken off; -inf where an id is -1.
 
-    Columns of W_U are gathered for `gathered` scores at a time: where W_U is held [d_model, d_vocab] that takes a good
-    part of a pass over all of it. Each score is multiplied and summed in the same order, so that equal columns have
-    equal scores.
+    Columns of W_U are gathered for `gathered` scores at a time, in the order of tokens: that is one walk through W_U
+    even where it is held [d_model, d_vocab]. Every score is multiplied and summed in the same order, so that equal
+    columns have equal scores.
     """
     if has_triton(u.device):
         from tl_flash import kernel_triton
 
         scores = kernel_triton.exact_scores(rows, ids, u.W_U)
-        return scores if u.column_scale is None else scores * u.column_scale[ids]
-    scores = torch.empty(ids.shape, dtype=torch.float64, device=u.device)
-    for some in pieces(ids.shape, gathered):
-        columns = u.columns(ids[some].flatten()).unflatten(0, ids[some].shape)
-        for few in pieces(ids[some].shape, _PAIRS):
-            products = columns[few].double().mul_(rows[some[0]][few[0], None])
-            scores[some][few] = products.sum(-1)
-    return scores if u.column_scale is None else scores * u.column_scale[ids]
+        return scores if u.column_scale is None else scores * u.column_scale[ids.clamp(min=0)]
+    tokens = ids.flatten()
+    places = (tokens >= 0).nonzero()[:, 0]
+    places = places[tokens[places].argsort()]
+    scores = torch.full(tokens.shape, -math.inf, dtype=torch.float64, device=u.device)
+    for part in parts(len(places), gathered):
+        columns = u.columns(tokens[places[part]])
+        for few in parts(len(columns), _PAIRS):
+            here = places[part][few]
+            scores[here] = columns[few].double().mul_(rows[here // ids.shape[1]]).sum(-1)
+    if u.column_scale is not None:
+        scores[places] *= u.column_scale[tokens[places]]
+    return scores.view(ids.shape)
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,13 @@ class Plan:
         candidates = k + 4 if screen.dtype == torch.float32 else 2 * k + 12
         a_pair = 2 * u.W_U.element_size() * u.d_model
         a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)  # converted
-        gathered = max(max_bytes // (4 * a_pair), 64)
+        gathered = min(max(max_bytes // (4 * a_pair), 64), 4096)
         columns = min(max(max_bytes // (4 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
         blocks = 7 * 4 * u.d_vocab / group
         chosen = 2 * candidates * group * 32
         row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * WORK, round_up(max_bytes // 16))
         a_row = row + blocks + chosen + 36 * u.d_model
-        fixed = work + gathered * a_pair + 8 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
+        fixed = work + gathered * a_pair + 16 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
         rows = int((max_bytes - fixed) // a_row)
         if rows < 1:
             raise ValueError(
@@ -138,7 +143,7 @@ class Tile:
     """The screened scores of one tile of directions, in buffers that every tile uses again."""
 
     def __init__(self, plan: Plan, screen: Screen, u: Unembedding, scratch: Tensor):
-        self.plan, self.u, self.with_ = plan, u, screen
+        self.plan, self.u, self.screen = plan, u, screen
         buffers = scratch[: plan.buffer_bytes].split(plan.buffers)
         self._scores, self._work, self._weights = map(Tensor.view, buffers, (screen.dtype, torch.float32, screen.dtype))
         unit_length = 1.01 * math.sqrt(u.d_model) / u.size  # of a row as screened
@@ -146,29 +151,29 @@ class Tile:
         self._block_fixed_error = block_maxima(self._fixed_error[None], plan.group)[0]
         self._block_reach = block_maxima(screen.reach[None], plan.group)[0]
 
-    def screen(self, directions: Directions) -> None:
-        """Score every token in low precision and reduce the scores."""
+    def fill(self, directions: Directions) -> None:
+        """Screen every token and reduce the scores."""
         u, d = self.u, directions
         self.directions = d
         self.unit = math.sqrt(u.d_model) / (d.length * u.size)  # screened = unit * (score - shift)
-        self.shift = d.mean if self.with_.scaled else torch.zeros_like(d.mean)
+        self.shift = d.mean if self.screen.scaled else torch.zeros_like(d.mean)
         scaled = d.rows * self.unit[:, None]
-        rows = scaled.to(self.with_.dtype)
+        rows = scaled.to(self.screen.dtype)
         self._lost = torch.zeros(len(rows), 1, device=u.device)  # length of what rounding took from each row
-        if self.with_.dtype != torch.float32:
+        if self.screen.dtype != torch.float32:
             self._lost = torch.linalg.vector_norm(scaled.sub_(rows), dim=1, keepdim=True).float() * (1 + 1e-6)
         self.scores = self._scores.view(self.plan.rows, -1)[: len(rows), : u.d_vocab]
         for part in parts(u.d_vocab, self.plan.columns):
             torch.mm(rows, self._screening_weights(part), out=self.scores[:, part])
-            if u.column_scale is not None and not self.with_.scaled:
+            if u.column_scale is not None and not self.screen.scaled:
                 self.scores[:, part] *= u.column_scale[part].float()
         mean = ((d.mean - self.shift) * self.unit).float()[:, None]
         slope = None if u.score == "cosine" else (math.sqrt(u.d_model) / (d.norm * self.unit)).float()[:, None]
         self.reduced = reduce(self.scores, mean, slope, self.plan.group, self._work)
 
     def _screening_weights(self, part: slice) -> Tensor:
-        W = self.with_.weights[:, part]
-        if W.dtype == self.with_.dtype:
+        W = self.screen.weights[:, part]
+        if W.dtype == self.screen.dtype:
             return W
         held = self._weights[: W.numel()]
         held = held.view(W.shape[::-1]).T if self.u.W_U.stride(0) == 1 else held.view(W.shape)
@@ -176,27 +181,38 @@ class Tile:
 
     def statistics(self, top: Top) -> tuple[Tensor, Tensor, Tensor]:
         """Standard deviation and excess kurtosis of the scores [n], and log_z [2, n]."""
-        u, d, r = self.u, self.directions, self.reduced
-        std = (r.squares / u.d_vocab).sqrt() / self.unit
-        kurtosis = u.d_vocab * r.fourths / r.squares.square() - 3
-        if u.score == "cosine":
-            return std, kurtosis, torch.full_like(r.log_z, math.nan)
+        u, d, reduced = self.u, self.directions, self.reduced
+        if self.screen.dtype != torch.float32:
+            reduced = self._corrected(top)
+        std = (reduced.squares / u.d_vocab).sqrt() / self.unit
+        kurtosis = u.d_vocab * reduced.fourths / reduced.squares.square() - 3
         tau = math.sqrt(u.d_model) / d.norm
-        signs = _signs(u.device)
-        log_z = r.log_z + signs[..., 0] * tau * (self.shift - d.mean)  # of +-tau * (score - mean)
-        if self.with_.dtype != torch.float32:  # the greatest terms are known better
-            wrong = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids) / self.unit[:, None]
-            wrong = (wrong + signs * self.shift[:, None] - signs * d.mean[:, None]) * tau[:, None]
-            right = (top.scores - signs * d.mean[:, None]) * tau[:, None]
-            log_z += ((right - log_z[..., None]).exp() - (wrong - log_z[..., None]).exp()).sum(-1).log1p()
+        log_z = reduced.log_z + _signs(u.device)[..., 0] * tau * (self.shift - d.mean)  # of +-tau * (score - mean)
         return std, kurtosis, log_z
+
+    def _corrected(self, top: Top) -> Reduced:
+        """The sums with the exact scores of the top tokens in place of the screened ones: they weigh most."""
+        u, d, signs = self.u, self.directions, _signs(self.u.device)
+        squares, fourths, log_z = self.reduced.squares, self.reduced.fourths, self.reduced.log_z
+        exact = self.as_screened(top.scores, signs)
+        screened = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids).double()
+        if 2 * top.ids.shape[-1] <= u.d_vocab - len(u.ignored):  # no token is at both poles
+            mean = signs * ((d.mean - self.shift) * self.unit)[:, None]
+            right, wrong = (exact - mean).square(), (screened - mean).square()
+            squares = squares + (right - wrong).sum((0, 2))
+            fourths = fourths + (right.square() - wrong.square()).sum((0, 2))
+        if u.score == "dot":
+            slope = (math.sqrt(u.d_model) / (d.norm * self.unit))[:, None]
+            rest = 1 - (screened * slope - log_z[..., None]).exp().sum(-1)
+            log_z = torch.logaddexp(log_z + rest.clamp(min=0).log(), (exact * slope).logsumexp(-1))
+        return Reduced(self.reduced.greatest, squares.clamp(min=0), fourths.clamp(min=0), log_z)
 
     def top_tokens(self, k: int) -> Top:
         """The k tokens of greatest score at both poles."""
         u, d, signs = self.u, self.directions, _signs(self.u.device)
-        tokens, outside = self._candidates()
+        tokens, outside = self._candidates(k)
         of_row = tokens.transpose(0, 1).flatten(1)  # both poles of a row together
-        exact = exact_scores(d.rows, of_row.clamp(min=0), u, self.plan.gathered)
+        exact = exact_scores(d.rows, of_row, u, self.plan.gathered)
         exact = exact.unflatten(1, (2, -1)).transpose(0, 1) * signs
         scores, ids = sort_tokens(exact.masked_fill(tokens < 0, -math.inf), tokens, k)
         kth = self.as_screened(scores[..., -1:], signs)
@@ -206,37 +222,39 @@ class Tile:
         """Exact scores in the screen's terms."""
         return (scores - signs * self.shift[:, None]) * self.unit[:, None]
 
-    def _candidates(self) -> tuple[Tensor, Tensor]:
-        """Tokens [2, n, c] of greatest upper bound (-1: none), and the greatest upper bound left out [2, n, 1]."""
+    def _candidates(self, k: int) -> tuple[Tensor, Tensor]:
+        """Tokens [2, n, c] that may be among the top k (-1: none), and the greatest upper bound left out [2, n, 1]."""
         u, plan = self.u, self.plan
         greatest = self.reduced.greatest
         if len(u.ignored):
             greatest = greatest.clone()
             greatest[0] = block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf), plan.group)
             greatest[1] = -block_minima(self.scores.index_fill_(1, u.ignored, math.inf), plan.group)
-        upper = self._upper(greatest, self._lost, self._block_reach, self._block_fixed_error)
+        upper = self._error(greatest, self._lost, self._block_reach, self._block_fixed_error).add_(greatest)
         n_blocks = upper.shape[-1]
         blocks, left_blocks = _greatest(upper, plan.candidates)
         tokens = (blocks[..., None] + n_blocks * torch.arange(plan.group, device=u.device)).flatten(-2)
         real = tokens < u.d_vocab
         tokens.clamp_(max=u.d_vocab - 1)
         real &= u.reportable[tokens]
-        scores = self.scores.expand(2, -1, -1).gather(-1, tokens) * _signs(u.device)
-        upper = self._upper(scores, self._lost, self.with_.reach[tokens], self._fixed_error[tokens])
-        chosen, left_tokens = _greatest(upper.masked_fill_(~real, -math.inf), plan.candidates)
-        return tokens.masked_fill_(~real, -1).gather(-1, chosen), torch.maximum(left_blocks, left_tokens)
+        scores = (self.scores.expand(2, -1, -1).gather(-1, tokens) * _signs(u.device)).float()
+        error = self._error(scores, self._lost, self.screen.reach[tokens], self._fixed_error[tokens])
+        chosen, left_tokens = _greatest((scores + error).masked_fill_(~real, -math.inf), plan.candidates)
+        tokens, real, scores, error = (t.gather(-1, chosen) for t in (tokens, real, scores, error))
+        kth_lower = (scores - error).masked_fill_(~real, -math.inf).topk(k).values[..., -1:]
+        real &= scores + error >= kth_lower
+        return tokens.masked_fill_(~real, -1), torch.maximum(left_blocks, left_tokens)
 
-    def _upper(self, scores: Tensor, lost: Tensor, reach: Tensor, fixed_error: Tensor) -> Tensor:
-        """Upper bounds on the exact scores behind screened ones."""
-        scores = scores.float()
-        upper = torch.add(scores, scores.abs(), alpha=self.with_.rounding)
-        return upper.add_(fixed_error).addcmul_(lost, reach)
+    def _error(self, scores: Tensor, lost: Tensor, reach: Tensor, fixed_error: Tensor) -> Tensor:
+        """Bounds on how far screened scores are from the exact ones."""
+        return scores.abs().float().mul_(self.screen.rounding).add_(fixed_error).addcmul_(lost, reach)
 
     def reaching(self, row: int, pole: int, kth: Tensor) -> Tensor:
         """Every reportable token whose bound reaches `kth` [], an exact score: ids [m]."""
         sign = 1 - 2 * pole
         least = (kth - sign * self.shift[row]) * self.unit[row]
-        upper = self._upper(sign * self.scores[row], self._lost[row], self.with_.reach, self._fixed_error)
+        scores = sign * self.scores[row]
+        upper = self._error(scores, self._lost[row], self.screen.reach, self._fixed_error).add_(scores)
         return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
 
 

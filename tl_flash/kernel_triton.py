@@ -72,18 +72,19 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int) -> Re
 def _exact(rows, weights, stride_d, stride_v, ids, out, m, d_model, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    token = tl.load(ids + row * m + place, mask=place < m, other=0).to(tl.int64)
+    token = tl.load(ids + row * m + place, mask=place < m, other=-1).to(tl.int64)
     total = tl.zeros([TOKENS, WIDTH], tl.float64)
     for start in range(0, d_model, WIDTH):
         d = start + tl.arange(0, WIDTH)
         x = tl.load(rows + row * d_model + d, mask=d < d_model, other=0.0)
         at = weights + d[None].to(tl.int64) * stride_d + token[:, None] * stride_v
-        total += tl.load(at, mask=(d < d_model)[None], other=0.0).to(tl.float64) * x[None]
-    tl.store(out + row * m + place, tl.sum(total, 1), mask=place < m)
+        wanted = (token >= 0)[:, None] & (d < d_model)[None]
+        total += tl.load(at, mask=wanted, other=0.0).to(tl.float64) * x[None]
+    tl.store(out + row * m + place, tl.where(token >= 0, tl.sum(total, 1), float("-inf")), mask=place < m)
 
 
 def exact_scores(rows: Tensor, ids: Tensor, W_U: Tensor) -> Tensor:
-    """float64 [n, m]: each of rows, float64 [n, d_model], times its own columns of W_U, ids [n, m]."""
+    """float64 [n, m]: each of rows, float64 [n, d_model], times its own columns of W_U, ids [n, m] (-1: -inf)."""
     n, m = ids.shape
     out = torch.empty(n, m, dtype=torch.float64, device=rows.device)
     _exact[(n, triton.cdiv(m, _TOKENS))](  # pyright: ignore[reportIndexIssue]
