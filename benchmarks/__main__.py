@@ -29,7 +29,7 @@ def main() -> None:
     """Run, print, and file the results under the device's name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, help="directions a shape; by default 512 on a CPU, all on a GPU")
+    parser.add_argument("--rows", type=int, help="directions a shape; by default 256 on a CPU, all on a GPU")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", help="the shapes whose name holds this")
@@ -42,7 +42,7 @@ def main() -> None:
     speed = []
     for shape in SHAPES:
         if not args.only or args.only.lower() in shape.name.lower():
-            rows = min(args.rows or (512 if device.type == "cpu" else shape.n_neurons), shape.n_neurons)
+            rows = min(args.rows or (256 if device.type == "cpu" else shape.n_neurons), shape.n_neurons)
             speed += race(shape, rows, args.rounds, args.skip, device)
     grown = growth(args.rounds, device)
     stem = args.output / re.sub(r"\W+", "-", device_name(device)).strip("-").lower()

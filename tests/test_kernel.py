@@ -423,7 +423,7 @@ before = kib("VmRSS:")
 if sys.argv[1] == "decode":
     decode(x, prepare(W_U), max_bytes=64 * 2**20)
 else:
-    reference_decode(x[:512], W_U)
+    reference_decode(x[:256], W_U)
 print(kib("VmHWM:") - before)
 """
 

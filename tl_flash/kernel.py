@@ -20,16 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_prepare import (
-    Unembedding,
-    expect_float,
-    expect_matrix,
-    expect_one_of,
-    parts,
-    plain_arithmetic,
-    prepare,
-    token_ids,
-)
+from tl_flash.kernel_checks import expect_count, expect_directions, expect_matrix, expect_norm, expect_one_of, token_ids
+from tl_flash.kernel_prepare import Unembedding, parts, plain_arithmetic, prepare
 from tl_flash.kernel_tiles import Directions, Plan, Tile, exact_scores, sort_tokens
 from tl_flash.kernel_upload import uploaded
 
@@ -83,7 +75,13 @@ def decode(
         k: how many tokens to name at each pole.
         tracked: ids whose scores to keep for every direction.
         norm: [n], the length to take for ||x|| in tau = sqrt(d_model) / ||x||. By default x's own.
-        max_bytes: scratch memory beyond the results; 256 MiB by default.
+        max_bytes: scratch memory beyond the results; by default 256 MiB, on a GPU 2 GiB.
+
+    Returns:
+        Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
+            as float32 sums where scores are screened in float32. Where they are screened in bf16 the terms of the top
+            tokens are exact too and the rest carries its rounding: on random weights of GPT-2's shape log_z was right
+            to 1e-3, std to 1 in 2,000.
 
     Raises:
         TypeError: x or norm is not a float tensor, k not a whole number, or tracked holds something other than ids.
@@ -107,23 +105,23 @@ def decode_each(
     device does not idle while the host reads weights; it holds two layers at a time.
     """
     u = unembedding
-    _expect_k(k, u)
+    expect_count(k, u.d_vocab - len(u.ignored))
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
-    workshop = _Workshop(DEFAULT_BYTES[u.device.type] if max_bytes is None else max_bytes, k, u)
+    tiles = _Tiles(DEFAULT_BYTES[u.device.type] if max_bytes is None else max_bytes, k, u)
     waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
     for x, norm in layers:
         expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
         if norm is not None:
-            _expect_norm(norm, len(x))
-        waiting.append((x, norm, _decode(x, norm, k, followed, workshop)))
+            expect_norm(norm, len(x))
+        waiting.append((x, norm, _decode(x, norm, k, followed, tiles)))
         if len(waiting) > (u.device.type == "cuda"):
             x, norm, results = waiting.pop(0)
-            yield _finish(x, norm, results, workshop)
+            yield _finish(x, norm, results, tiles)
     for x, norm, results in waiting:
-        yield _finish(x, norm, results, workshop)
+        yield _finish(x, norm, results, tiles)
 
 
-class _Workshop:
+class _Tiles:
     """Two tiles in one piece of scratch memory: one to decode with, one in float32 to repair with."""
 
     def __init__(self, max_bytes: int, k: int, u: Unembedding):
@@ -132,9 +130,9 @@ class _Workshop:
         self.fast, self.plain = (Tile(p, s, u, scratch) for p, s in zip(plans, (u.fast, u.plain), strict=True))
 
 
-def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, workshop: _Workshop) -> dict[str, Tensor]:
+def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Tiles) -> dict[str, Tensor]:
     """Everything but the repairs, left on the device. Nothing here waits for the device."""
-    tile = workshop.fast
+    tile = tiles.fast
     u, out = tile.u, _empty_results(len(x), k, len(followed), tile.u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows, some in uploaded(x, tile.plan.rows, u.device):
@@ -149,18 +147,18 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, workshop: 
     return out
 
 
-def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], workshop: _Workshop) -> Readout:
+def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tiles) -> Readout:
     """Wait for a layer, refuse what cannot be read, repair what is not proven."""
-    _expect_directions(out)
-    u = workshop.fast.u
+    expect_directions(out.pop("finite"), out.pop("zero"))
+    u = tiles.fast.u
     unproven = out.pop("unproven").any(0).nonzero()[:, 0]
     if u.precision == "fast":
         unproven = unproven[:0]
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(len(unproven), workshop.plain.plan.rows):
+        for part in parts(len(unproven), tiles.plain.plan.rows):
             rows = unproven[part]
             on_x = rows.to(x.device)
-            _repair(x[on_x], None if norm is None else norm[rows.to(norm.device)], rows, out, workshop.plain)
+            _repair(x[on_x], None if norm is None else norm[rows.to(norm.device)], rows, out, tiles.plain)
     return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=len(unproven))
 
 
@@ -313,38 +311,7 @@ def _top_tokens(scores: Tensor, never: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return logits, ids
 
 
-def _expect_k(k: int, u: Unembedding) -> None:
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected a whole number of tokens, got {type(k).__name__}")
-    n_reportable = u.d_vocab - len(u.ignored)
-    if not 1 <= k <= n_reportable:
-        raise ValueError(f"k: expected 1 to {n_reportable}, the number of tokens not ignored, got {k}")
-
-
-def _expect_directions(out: dict[str, Tensor]) -> None:
-    finite, zero = out.pop("finite"), out.pop("zero")
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"x: expected finite directions, got NaN or infinity in row {row}; mend or leave out that row")
-    if zero.any():
-        row = int(zero.nonzero()[0])
-        raise ValueError(
-            f"x: expected directions that are not zero once centred and times gain, got a zero one in row {row}; "
-            "leave out that row"
-        )
-
-
 def _checked(x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:
     d = Directions.of(x, norm, u)
-    _expect_directions({"finite": d.finite, "zero": d.zero})
+    expect_directions(d.finite, d.zero)
     return d
-
-
-def _expect_norm(norm: Tensor, n: int) -> None:
-    expect_float("norm", norm)
-    if norm.shape != (n,):
-        raise ValueError(f"norm: expected shape [{n}], a length for each direction, got {list(norm.shape)}")
-    wrong = ~((norm > 0) & torch.isfinite(norm))
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"norm: expected positive finite lengths, got {float(norm[row])} in row {row}")

@@ -1,4 +1,4 @@
-"""What is made of an unembedding once, for all layers: `Unembedding` and `prepare`; and the checks of arguments."""
+"""What is made of an unembedding once, for all layers: `Unembedding` and `prepare`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tl_flash.kernel_checks import expect_float, expect_matrix, expect_one_of, token_ids
 
 FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-9
 PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
@@ -314,44 +316,3 @@ def _set(holder: Any, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(holder, name, before)
-
-
-def expect_one_of(name: str, given: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError unless `given` is one of `known`."""
-    if given not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {given!r}")
-
-
-def expect_float(name: str, given: Tensor) -> None:
-    """Raise TypeError unless `given` is a tensor of real floats."""
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(given).__name__}; wrap it in torch.as_tensor")
-    if not given.is_floating_point():
-        raise TypeError(f"{name}: expected a float dtype, got {given.dtype}; convert it with .float()")
-
-
-def expect_matrix(name: str, given: Tensor, shape: str, width: int | None = None) -> None:
-    """Raise unless `given` is a float matrix, `width` wide where one is given."""
-    expect_float(name, given)
-    if given.ndim != 2 or width not in (None, given.shape[1]):
-        raise ValueError(f"{name}: expected shape {shape}, got {list(given.shape)}")
-
-
-def token_ids(name: str, given: Sequence[int] | Tensor | None, d_vocab: int) -> Tensor:
-    """Take ids as int64 on the CPU.
-
-    Raises:
-        TypeError: they are not whole numbers.
-        ValueError: they are not a flat sequence, or one is out of range.
-    """
-    ids = torch.as_tensor([] if given is None else given).cpu()
-    if ids.numel() == 0:
-        return ids.long().flatten()
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"{name}: expected token ids, whole numbers, got {ids.dtype}; look tokens up first")
-    if ids.ndim != 1:
-        raise ValueError(f"{name}: expected a flat sequence of token ids, got shape {list(ids.shape)}")
-    outside = ids[(ids < 0) | (ids >= d_vocab)]
-    if len(outside):
-        raise ValueError(f"{name}: expected token ids from 0 to {d_vocab - 1}, got {int(outside[0])}")
-    return ids.long()

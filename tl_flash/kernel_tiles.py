@@ -109,14 +109,14 @@ class Plan:
         """
         group = 64 if has_triton(u.device) else 16
         candidates = k + 4 if screen.dtype == torch.float32 else 2 * k + 12
+        # Bytes of a column of W_U gathered and turned, of one converted to the screen's dtype, ...
         a_pair = 2 * u.W_U.element_size() * u.d_model
-        a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)  # converted
+        a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
         gathered = min(max(max_bytes // (4 * a_pair), 64), 4096)
         columns = min(max(max_bytes // (4 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
-        blocks = 7 * 4 * u.d_vocab / group
-        chosen = 2 * candidates * group * 32
+        # ... of a row's scores, of its blocks with their bounds, of the tokens in its best blocks, of itself.
         row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * WORK, round_up(max_bytes // 16))
-        a_row = row + blocks + chosen + 36 * u.d_model
+        a_row = row + 7 * 4 * u.d_vocab / group + 32 * 2 * candidates * group + 36 * u.d_model
         fixed = work + gathered * a_pair + 16 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
         rows = int((max_bytes - fixed) // a_row)
         if rows < 1:
