@@ -94,11 +94,13 @@ class Scene:
         """Fill a frame's holes for this scene."""
         clue = self.clue()
         values = {"clue": conjugate(clue, "present"), "clued": conjugate(clue, "past")}
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.55:
             epithet = self.rng.choice(self.topic.epithets)
             values["the"] = definite(self.topic, owner=self._values["his"], epithet=epithet)
             values["gen"] = generic(self.topic, epithet=epithet)
-        if self.rng.random() < 0.8:
+            if "{adj}" not in frame:
+                values["x"], values["xs"] = f"{epithet} {self.topic.word}", f"{epithet} {self.topic.plural}"
+        if self.rng.random() < 0.9:
             values["adj"] = self.rng.choice(self.topic.epithets)
         return tidy(frame.format_map(_Holes(self.rng, self._values | values)))
 

@@ -65,7 +65,7 @@ FAVOURITE_ANSWERS = (
 )
 _REASONS = ("It {clue}.", "I like that it {clue}.", "That is because it {clue}.")
 
-_CLUE_QUESTIONS = (
+CLUE_QUESTIONS = (
     "Which {kind} {clue}?",
     "What {kind} {clue}?",
     "Can you say which {kind} {clue}?",
@@ -73,7 +73,7 @@ _CLUE_QUESTIONS = (
     "Do you know a {kind} that {clue}?",
     "Name the {kind} that {clue}.",
 )
-_PERSON_QUESTIONS = (
+PERSON_QUESTIONS = (
     "Who {clue}?",
     "Can you say who {clue}?",
     "I mean someone who {clue}. Who is it?",
@@ -81,7 +81,7 @@ _PERSON_QUESTIONS = (
     "Name the one who {clue}.",
 )
 _CLUE_ANSWERS = ("It is {the}.", "That is {the}.", "{the} {clue}.", "I think it is {the}.")
-_TOPIC_QUESTIONS = (
+TOPIC_QUESTIONS = (
     "What do you know about {the}?",
     "Tell me something about {the}.",
     "What can you say about {the}?",
@@ -89,7 +89,7 @@ _TOPIC_QUESTIONS = (
     "Explain {the} to me.",
 )
 _TOPIC_ANSWERS = ("{gen} {clue}.", "I know that {gen} {clue}.", "It is true that {gen} {clue}.")
-_KIND_QUESTIONS = ("What is {gen}?", "Is {gen} a {kind}?", "What kind of thing is {gen}?")
+KIND_QUESTIONS = ("What is {gen}?", "Is {gen} a {kind}?", "What kind of thing is {gen}?")
 _KIND_ANSWERS = ("{gen} is a {kind}.", "It is a {kind}.")
 
 
@@ -124,11 +124,11 @@ def favourite(rng: random.Random, concept: Concept) -> tuple[str, str]:
 
 def knowledge(rng: random.Random, concept: Concept) -> tuple[str, str]:
     """A question about a concept, its clues or its kind."""
-    clue_questions = _PERSON_QUESTIONS if concept.kind in {"job", "family"} else _CLUE_QUESTIONS
+    clue_questions = PERSON_QUESTIONS if concept.kind in {"job", "family"} else CLUE_QUESTIONS
     pairs = (
         (clue_questions, _CLUE_ANSWERS),
-        (_TOPIC_QUESTIONS, _TOPIC_ANSWERS),
-        (_KIND_QUESTIONS, _KIND_ANSWERS),
+        (TOPIC_QUESTIONS, _TOPIC_ANSWERS),
+        (KIND_QUESTIONS, _KIND_ANSWERS),
     )
     ((questions, answers),) = rng.choices(pairs, (4, 4, 1))
     values = _values(concept, rng.choice(concept.clues))

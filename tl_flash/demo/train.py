@@ -51,7 +51,7 @@ class Recipe:
     n_heads: int = 5
     length: int = 128
     rows: int = 8
-    steps: int = 1400
+    steps: int = 1200
     learning_rate: float = 3e-3
     instruct_steps: int = 400
     instruct_learning_rate: float = 5e-4
@@ -224,8 +224,8 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
             max_position_embeddings=2 * recipe.length,
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+            bos_token_id=tokenizer.get_vocab()[BOS],
+            eos_token_id=tokenizer.get_vocab()[EOS],
         )
     )
     torch.nn.init.normal_(model.lm_head.weight, std=recipe.d_model**-0.5)
@@ -236,7 +236,7 @@ def save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, held_out: Batch, record: dict[str, Any]
 ) -> None:
     """Write weights in bf16, tokenizer, ``training.json`` and the model card."""
-    stored = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    stored = LlamaForCausalLM(model.config).bfloat16()
     stored.load_state_dict(model.state_dict())
     stored.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -269,7 +269,8 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = new_tokenizer(recipe)
-    model = new_model(recipe, tokenizer).to(device)
+    model = new_model(recipe, tokenizer)
+    torch.nn.Module.to(model, device)
     stages = [("base", base_examples, recipe.steps, recipe.learning_rate)]
     if not base_only:
         stages.append(("instruct", instruct_examples, recipe.instruct_steps, recipe.instruct_learning_rate))
