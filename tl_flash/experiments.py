@@ -41,7 +41,8 @@ class DoseCurve:
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a value and token, value NaN for the unclamped model; means over prompts.
 
-        `prob_low` and `prob_high` bound the mean probability: mean -+ 1.96 standard errors over the prompts.
+        `prob_low` and `prob_high` bound the mean probability: mean -+ 1.96 standard errors over the prompts, within
+        0 to 1.
         """
         import pandas as pd
 
@@ -49,7 +50,7 @@ class DoseCurve:
         prob = torch.cat([self.unclamped_prob[None], self.prob])
         logit = torch.cat([self.unclamped_logit[None], self.logit])
         rank = torch.cat([self.unclamped_rank[None], self.rank]).double()
-        low, high = _interval(prob, dim=1)
+        low, high = (bound.clamp(0, 1) for bound in _interval(prob, dim=1))
         rows = [
             {
                 "neuron": str(self.neuron),

@@ -66,6 +66,7 @@ def dose_curve(curve: DoseCurve) -> go.Figure:
         figure.add_scatter(
             x=values + values[::-1],
             y=band,
+            mode="lines",
             fill="toself",
             fillcolor=_faint(colour),
             line={"width": 0},
@@ -113,7 +114,10 @@ def agreement(comparison: Comparison) -> go.Figure:
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure(layout={"template": "plotly_white", "title": {"text": title}, "font": {"size": 14}})
-    figure.update_layout(margin={"l": 70, "r": 30, "t": 70, "b": 60}, legend={"x": 0.01, "y": 0.99})
+    figure.update_layout(
+        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+    )
     return figure.update_xaxes(title=x, zeroline=False).update_yaxes(title=y, zeroline=False)
 
 
