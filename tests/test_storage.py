@@ -44,6 +44,12 @@ def test_the_same_map_has_the_same_bytes(neurons, path, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
+def test_a_map_has_the_permissions_of_any_new_file(path):
+    plain = path.with_name("plain")
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_provenance_is_kept(path):
     source = NeuronMap.load(path).source
     assert source.dtype == "float32" and source.fold_ln is False and len(source.fingerprint) == 32

@@ -83,7 +83,10 @@ def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, 
     header["checksum"] = _checksum(header, tensors)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask has it; safetensors writes files that only their owner may read
         save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
+        partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
