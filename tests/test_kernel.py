@@ -285,11 +285,42 @@ def test_a_bf16_screen_changes_no_token_and_no_logit(dtype):
     torch.testing.assert_close(screened.kurtosis, plain.kurtosis, rtol=0, atol=5e-3)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    family=st.sampled_from(FAMILIES),
+    d_model=st.sampled_from([1, 2, 3, 17, 200]),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(FLOAT_DTYPES[:3]),
+    score=st.sampled_from(["dot", "cosine"]),
+    bf16=st.booleans(),
+)
+def test_every_screened_score_is_within_its_bound(family, d_model, seed, dtype, score, bf16):
+    x, W_U, _ = draw(8, d_model, 300, seed=seed)
+    x, W_U = (t.to(dtype) for t in family(x, W_U))
+    u = prepare(W_U, score=score, bf16=bf16)
+    plan = kernel_tiles.Plan.within(2**24, u, u.fast, 5)
+    tile = kernel_tiles.Tile(plan, u.fast, u, torch.empty(plan.buffer_bytes, dtype=torch.uint8))
+    directions = kernel_tiles.Directions.of(x, None, u)
+    tile.fill(directions)
+    exact = directions.rows @ W_U.double() * (1 if u.column_scale is None else u.column_scale)
+    wrong = (tile.as_screened(exact[None], torch.ones(1, 1, 1)) - tile.scores)[0].abs()
+    bound = tile._error(tile.scores.float(), tile._lost, u.fast.reach, tile._fixed_error)
+    assert (wrong <= bound * (1 + 1e-6)).all()
+
+
 def test_a_bf16_screen_needs_no_copy_of_a_bf16_W_U():
     _, W_U, _ = draw(1, 96, 3000, dtype=torch.bfloat16)
     assert prepare(W_U, bf16=True).fast.weights.data_ptr() == W_U.data_ptr()
     assert prepare(W_U.float(), bf16=True).fast.weights.dtype == torch.bfloat16
     assert prepare(W_U.float(), bf16=False).fast.weights.dtype == torch.float32
+
+
+def test_the_device_is_tried_once():
+    device = torch.device("cpu")
+    assert isinstance(kernel_prepare.multiplies_bf16_faster(device), bool)
+    hits = kernel_prepare.multiplies_bf16_faster.cache_info().hits
+    kernel.prepare(torch.ones(2, 3))
+    assert kernel_prepare.multiplies_bf16_faster.cache_info().hits == hits + 1
 
 
 # Invariances ----------------------------------------------------------------------------------------------------------
@@ -354,6 +385,19 @@ def test_scale_of_W_U_does_not_matter_to_the_screen(scale):
     there, right = decode(x, prepare(W_U * scale)), truth(x, W_U * scale)
     assert torch.equal(there.ids, right.ids)
     torch.testing.assert_close(there.kurtosis, right.kurtosis)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_arguments_are_left_as_they_are(dtype, bf16, score):
+    given = draw(20, 30, 700, dtype=dtype)
+    x, W_U, gain = (t.clone() for t in given)
+    unembedding = prepare(W_U, gain=gain, centre=True, score=score, ignore=[3], bf16=bf16)
+    decode(x, unembedding, tracked=[1])
+    moments(x, unembedding)
+    token_scores(x, torch.zeros(20, 1, dtype=torch.int64), unembedding)
+    assert all(torch.equal(after, before) for after, before in zip((x, W_U, gain), given, strict=True))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

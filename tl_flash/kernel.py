@@ -102,7 +102,8 @@ def decode_each(
     """Decode layer after layer, each a pair (x, norm) as `decode` takes them; yields their Readouts in order.
 
     Scratch memory is shared by all. On a GPU a layer is queued before the one before it is waited for, so that the
-    device does not idle while the host reads weights; it holds two layers at a time.
+    device does not idle while the host reads weights; it holds two layers at a time. Raises what `decode` raises, once
+    the layer's Readout is asked for.
     """
     u = unembedding
     expect_count(k, u.d_vocab - len(u.ignored))
@@ -284,19 +285,19 @@ def reference_decode(
         scores = centred
         scaled = scores * (math.sqrt(x.shape[1]) / norm)[:, None]
         log_z = torch.stack([scaled.logsumexp(-1), (-scaled).logsumexp(-1)])
-    never = torch.as_tensor([] if ignore is None else ignore).long()
+    never, followed = (torch.as_tensor([] if ids is None else ids).long() for ids in (ignore, tracked))
     poles = [_top_tokens(sign * scores, never, k) for sign in (1, -1)]
-    return Readout(
-        ids=torch.stack([ids for _, ids in poles]).int(),
-        logits=torch.stack([logits for logits, _ in poles]).float(),
-        log_z=log_z.float(),
-        norm=norm.float(),
-        mean=mean.float(),
-        std=variance.sqrt().float(),
-        kurtosis=(centred.square().square().mean(-1) / variance.square() - 3).float(),
-        tracked=scores[:, torch.as_tensor([] if tracked is None else tracked).long()].float(),
-        repaired=0,
-    )
+    numbers = {
+        "logits": torch.stack([logits for logits, _ in poles]),
+        "log_z": log_z,
+        "norm": norm,
+        "mean": mean,
+        "std": variance.sqrt(),
+        "kurtosis": centred.square().square().mean(-1) / variance.square() - 3,
+        "tracked": scores[:, followed],
+    }
+    ids = torch.stack([ids for _, ids in poles]).int().cpu()
+    return Readout(ids=ids, repaired=0, **{name: tensor.float().cpu() for name, tensor in numbers.items()})
 
 
 def _top_tokens(scores: Tensor, never: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tl_flash.kernel_checks import expect_float, expect_matrix, expect_one_of, token_ids
 
-FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-9
+FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
 PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
 
 
@@ -166,7 +166,7 @@ def prepare(
 
 @cache
 def multiplies_bf16_faster(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices faster than float32 ones; tried once on a CPU."""
+    """Whether `device` multiplies bf16 matrices so much faster than float32 ones that it pays; tried once on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
@@ -181,11 +181,11 @@ def multiplies_bf16_faster(device: torch.device) -> bool:
             took.append(time.perf_counter() - start)
         return min(took[1:])
 
-    def faster(n: int, repeats: int) -> bool:
-        return seconds(torch.bfloat16, n, repeats) < seconds(torch.float32, n, repeats)
-
     with plain_arithmetic(device):  # where bf16 is emulated a small product tells, and a large one takes seconds
-        return seconds(torch.bfloat16, 16, 1) < 10 * seconds(torch.float32, 16, 1) and faster(256, 3)
+        for n, repeats, pays in ((16, 1, 10.0), (256, 3, 0.7)):
+            if seconds(torch.bfloat16, n, repeats) > pays * seconds(torch.float32, n, repeats):
+                return False
+    return True
 
 
 def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
@@ -255,15 +255,23 @@ def _bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, 
     copy = torch.empty(W_U.shape[::-1], dtype=torch.bfloat16, device=W_U.device).T
     length, residual = torch.empty(2, W_U.shape[1], dtype=torch.float64, device=W_U.device)
     for part in parts(W_U.shape[1], PART_BYTES // (8 * len(W_U))):
-        W = W_U[:, part].double()
+        W = W_U[:, part].to(torch.float64, copy=True)
         if column_scale is not None:
             W *= column_scale[part]
         W -= mean_column[:, None]
         copy[:, part] = W
         length[part] = torch.linalg.vector_norm(copy[:, part].double(), dim=0)
         residual[part] = torch.linalg.vector_norm(W.sub_(copy[:, part]), dim=0)
-    length, residual = _upper_float32(length), _upper_float32(residual)
-    return Screen(copy, torch.bfloat16, True, length, residual, accumulation, rounding)
+    residual += 1e-12 * (reach + mean_column.norm())  # float64's own rounding, seen where columns are all but equal
+    return Screen(
+        weights=copy,
+        dtype=torch.bfloat16,
+        scaled=True,
+        reach=_upper_float32(length),
+        residual=_upper_float32(residual),
+        accumulation=accumulation,
+        rounding=rounding,
+    )
 
 
 def _upper_float32(lengths: Tensor) -> Tensor:
@@ -275,7 +283,7 @@ def _covariance(u: Unembedding) -> Tensor:
     total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
         for part in parts(u.d_vocab, PART_BYTES // (8 * u.d_model)):
-            W = u.W_U[:, part].double()
+            W = u.W_U[:, part].to(torch.float64, copy=True)
             if u.column_scale is not None:
                 W *= u.column_scale[part]
             W = (W - u.mean_column[:, None]).float()

@@ -108,7 +108,7 @@ class Plan:
             ValueError: it does not suffice for one direction.
         """
         group = 64 if has_triton(u.device) else 16
-        candidates = k + 4 if screen.dtype == torch.float32 else 2 * k + 12
+        candidates = _candidates_needed(u, screen, k)
         # Bytes of a column of W_U gathered and turned, of one converted to the screen's dtype, ...
         a_pair = 2 * u.W_U.element_size() * u.d_model
         a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
@@ -126,6 +126,20 @@ class Plan:
             )
         rows = min(rows, 1024 if u.device.type == "cpu" else 4096)
         return cls(rows, columns, gathered, group, candidates, (rows * row, work, round_up(columns * a_column)))
+
+
+def _candidates_needed(u: Unembedding, screen: Screen, k: int) -> int:
+    """How many tokens cannot be told from the top k, in all but few rows, were scores normally distributed.
+
+    In units of the scores' standard deviation the k-th is near sqrt(2 log(d_vocab / k)), where their density falls by
+    a factor of e over the inverse of that, and the bounds on errors are about sqrt(d_model) times the relative ones.
+    """
+    kth = math.sqrt(2 * math.log(u.d_vocab / k))
+    of_rows = 0.42 * screen.rounding  # root mean square of what rounding takes from a number, beside it
+    of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
+    error = math.sqrt(u.d_model) * (of_rows + of_weights + screen.accumulation) + screen.rounding * kth
+    mixed_in = k * math.expm1(min(kth * error, 4))
+    return math.ceil(k + mixed_in + 3 * math.sqrt(mixed_in) + 4)
 
 
 class Top(NamedTuple):
