@@ -602,3 +602,37 @@ def test_decode_through_triton(bf16, score, monkeypatch):
     for module in (kernel_reduce, kernel_tiles):
         monkeypatch.setattr(module, "has_triton", lambda device: True)
     assert_equal(decode(x, unembedding), plain, tolerance=1e-5)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_gpu
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_a_gpu_names_the_tokens_a_cpu_names(dtype, score):
+    x, W_U, gain = draw(300, 256, 20011, dtype=dtype)
+    options = {"gain": gain, "centre": True, "score": score, "ignore": [5]}
+    here = decode(x, kernel.prepare(W_U, **options), tracked=[1])
+    there = decode(x, kernel.prepare(W_U, device="cuda", **options), tracked=[1])
+    assert torch.equal(there.ids, here.ids)
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(there, name), getattr(here, name), rtol=1e-3, atol=5e-3, equal_nan=True)
+
+
+@needs_gpu
+def test_the_host_does_not_wait_for_a_gpu_before_the_layer_is_queued(monkeypatch):
+    x, W_U, _ = draw(300, 256, 20011)
+    unembedding = kernel.prepare(W_U, device="cuda")
+    decode(x, unembedding)  # kernels are compiled
+    queue = kernel._decode
+
+    def watched(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return queue(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(kernel, "_decode", watched)
+    assert decode(x.cuda(), unembedding).ids.shape == (2, 300, 10)

@@ -27,7 +27,7 @@ class Reduced(NamedTuple):
     fourths: Tensor
     #   float64 [n], of (score - mean)^4
     log_z: Tensor
-    #   float64 [2, n], logsumexp of +-slope * score
+    #   float64 [2, n], logsumexp of +-slope * (score - mean)
 
 
 def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work: Tensor) -> Reduced:
@@ -36,7 +36,7 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work:
     Args:
         scores: float32 or bfloat16.
         mean: float32 [n, 1], the mean of each row.
-        slope: float32 [n, 1], what log_z multiplies scores with; None where no log_z is wanted.
+        slope: float32 [n, 1], what log_z multiplies centred scores with; None where no log_z is wanted.
         group: tokens in a block.
         work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
     """
@@ -48,7 +48,7 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work:
     squares, fourths = _power_sums(scores, mean, work)
     if slope is None:
         return Reduced(greatest, squares, fourths, torch.full_like(greatest[..., 0], math.nan, dtype=torch.float64))
-    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax((0, 2)), slope, work))
+    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax(2), mean, slope, work))
 
 
 def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
@@ -60,20 +60,21 @@ def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
     return sums
 
 
-def _log_sums(scores: Tensor, largest: Tensor, slope: Tensor, work: Tensor) -> Tensor:
-    """float64 [2, n], logsumexp of +-slope * score; `largest` [n] is the greatest |score|."""
-    steep = (largest * slope[:, 0] > _STEEPEST).nonzero()[:, 0].tolist()
+def _log_sums(scores: Tensor, greatest: Tensor, mean: Tensor, slope: Tensor, work: Tensor) -> Tensor:
+    """float64 [2, n], logsumexp of +-slope * (score - mean), given the greatest +-score [2, n]."""
+    highest = torch.maximum(greatest[0] - mean[:, 0], greatest[1] + mean[:, 0]) * slope[:, 0]
+    steep = (highest > _STEEPEST).nonzero()[:, 0]
     sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
     for rows, some, here in _in_cache(scores, work):
-        here.copy_(some).mul_(slope[rows])
-        if steep:
+        here.copy_(some).sub_(mean[rows]).mul_(slope[rows])
+        if len(steep):
             here.clamp_(-_STEEPEST, _STEEPEST)
         sums[0, rows] += here.exp_().sum(1)  # one exponential serves both poles
         sums[1, rows] += here.reciprocal_().sum(1)
     log_z = sums.log()
-    for row in steep:
-        scaled = scores[row] * slope[row].double()
-        log_z[0, row], log_z[1, row] = scaled.logsumexp(0), (-scaled).logsumexp(0)
+    for rows in steep.split(max(len(work) // scores.shape[1], 1)):
+        scaled = (scores[rows] - mean[rows]) * slope[rows]
+        log_z[:, rows] = torch.stack([scaled.logsumexp(1), (-scaled).logsumexp(1)]).double()
     return log_z
 
 

@@ -195,24 +195,22 @@ class Tile:
 
     def statistics(self, top: Top) -> tuple[Tensor, Tensor, Tensor]:
         """Standard deviation and excess kurtosis of the scores [n], and log_z [2, n]."""
-        u, d, reduced = self.u, self.directions, self.reduced
+        u, reduced = self.u, self.reduced
         if self.screen.dtype != torch.float32:
             reduced = self._corrected(top)
         std = (reduced.squares / u.d_vocab).sqrt() / self.unit
         kurtosis = u.d_vocab * reduced.fourths / reduced.squares.square() - 3
-        tau = math.sqrt(u.d_model) / d.norm
-        log_z = reduced.log_z + _signs(u.device)[..., 0] * tau * (self.shift - d.mean)  # of +-tau * (score - mean)
-        return std, kurtosis, log_z
+        return std, kurtosis, reduced.log_z
 
     def _corrected(self, top: Top) -> Reduced:
         """The sums with the exact scores of the top tokens in place of the screened ones: they weigh most."""
         u, d, signs = self.u, self.directions, _signs(self.u.device)
         squares, fourths, log_z = self.reduced.squares, self.reduced.fourths, self.reduced.log_z
-        exact = self.as_screened(top.scores, signs)
-        screened = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids).double()
+        mean = signs * ((d.mean - self.shift) * self.unit)[:, None]
+        exact = self.as_screened(top.scores, signs) - mean
+        screened = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids).double() - mean
         if 2 * top.ids.shape[-1] <= u.d_vocab - len(u.ignored):  # no token is at both poles
-            mean = signs * ((d.mean - self.shift) * self.unit)[:, None]
-            right, wrong = (exact - mean).square(), (screened - mean).square()
+            right, wrong = exact.square(), screened.square()
             squares = squares + (right - wrong).sum((0, 2))
             fourths = fourths + (right.square() - wrong.square()).sum((0, 2))
         if u.score == "dot":

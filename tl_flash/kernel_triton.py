@@ -34,7 +34,8 @@ def _reduce(
     tl.store(greatest + row * blocks + block, high, mask=block < blocks)
     tl.store(greatest + (n + row) * blocks + block, -low, mask=block < blocks)
 
-    centred = tl.where(real, score - tl.load(mean + row), 0.0)
+    middle = tl.load(mean + row)
+    centred = tl.where(real, score - middle, 0.0)
     square = centred * centred
     out = sums + row * pieces + piece
     plane = n * pieces
@@ -43,10 +44,10 @@ def _reduce(
     if LOGS:
         steep = tl.load(slope + row)
         top, bottom = tl.max(high), tl.min(low)
-        tl.store(out + 2 * plane, tl.log(tl.sum(tl.where(real, tl.exp((score - top) * steep), 0.0))) + top * steep)
-        tl.store(
-            out + 3 * plane, tl.log(tl.sum(tl.where(real, tl.exp((bottom - score) * steep), 0.0))) - bottom * steep
-        )
+        positive = tl.sum(tl.where(real, tl.exp((score - top) * steep), 0.0))
+        negative = tl.sum(tl.where(real, tl.exp((bottom - score) * steep), 0.0))
+        tl.store(out + 2 * plane, tl.log(positive) + (top - middle) * steep)
+        tl.store(out + 3 * plane, tl.log(negative) + (middle - bottom) * steep)
 
 
 def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int) -> Reduced:
