@@ -29,8 +29,9 @@ test: install test-tl4
 	$(VENV)/bin/pytest
 
 # Only what touches TransformerLens differs between its versions.
+TL4_TESTS := models surfaces clamp activations prompts experiments validation lens
 test-tl4: $(TL4)/.done
-	$(TL4)/bin/pytest -q $(wildcard tests/test_models.py tests/test_surfaces.py tests/test_clamp.py tests/test_activations.py)
+	$(TL4)/bin/pytest $(addprefix tests/test_,$(addsuffix .py,$(TL4_TESTS)))
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_flash import (
+    DoseCurve,
     Hit,
     Hits,
     NeuronMap,
@@ -18,6 +19,7 @@ from tl_flash import (
     mention_rate,
     plots,
 )
+from tl_flash.demo.questions import favourite_questions
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,7 +66,8 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     dose = favourite_dose(instruct, own)
     rate = mention_rate(instruct, [demo.ask(question) for question in demo.HELD_OUT_FAVOURITE_ANIMAL], "dog", dose)
     rate.to_frame().to_csv(out / "favourite-animal.csv", index=False)
-    say(f"clamped: {', '.join(f'{name} to {value:.3g}' for name, value in dose.items())}\n{rate}\n")
+    clamped = ", ".join(f"{neuron} to {value:.3g}" for neuron, value in dose.items())
+    say(f"clamped: {clamped}, chosen by its label and a dose that serves on training questions\n\n{rate}\n")
 
     say("5. Compare base with instruct\n")
     comparison = compare(maps["in"], flash_decode(instruct, tokens=WORDS))
@@ -103,19 +106,29 @@ def coherent_neurons(read: NeuronMap) -> Hits:
     return Hits(kept, read, hits.title)
 
 
-def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> Any:
-    """Clamp a neuron to multiples of its max|hook_post| with the sign that should raise its label."""
-    largest = activation_stats(model, demo.NEUTRAL_PROMPTS, layers=[hit.neuron.layer])[hit.neuron].abs_max
-    up = hit.write_z > 0 if of_read else hit.pole == "positive"
-    values = [multiple * largest * (1 if up else -1) for multiple in MULTIPLES]
-    return clamp_sweep(model, hit.neuron, values, demo.NEUTRAL_PROMPTS, [hit.token])
+def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> DoseCurve:
+    """Clamp a neuron to rising doses and follow its label."""
+    return clamp_sweep(model, hit.neuron, doses(model, hit, of_read=of_read), demo.NEUTRAL_PROMPTS, [hit.token])
 
 
 def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
-    """What to clamp a write neuron to: a multiple of its max|hook_post| on the training questions."""
-    prompts = [demo.ask(question) for question in demo.FAVOURITE_QUESTIONS]
-    largest = activation_stats(model, prompts, layers=[hit.neuron.layer])[hit.neuron].abs_max
-    return {hit.neuron: 3 * largest * (1 if hit.pole == "positive" else -1)}
+    """The least dose at which a write neuron makes nine in ten answers to training questions speak of its word.
+
+    Doses are multiples of its max|hook_post| over the neutral prompts; the phrasings tested later are not looked at.
+    """
+    prompts = [demo.ask(question) for question in favourite_questions("animal")]
+    values = {multiple: value for multiple, value in zip(MULTIPLES, doses(model, hit), strict=True) if multiple}
+    for value in values.values():
+        if mention_rate(model, prompts, hit.token, {hit.neuron: value}, max_new_tokens=10).after >= 0.9:
+            return {hit.neuron: value}
+    return {hit.neuron: max(values.values(), key=abs)}
+
+
+def doses(model: Any, hit: Hit, *, of_read: bool = False) -> list[float]:
+    """Multiples of a neuron's max|hook_post| over the neutral prompts, with the sign that should raise its label."""
+    largest = activation_stats(model, demo.NEUTRAL_PROMPTS, layers=[hit.neuron.layer])[hit.neuron].abs_max
+    up = hit.write_z > 0 if of_read else hit.pole == "positive"
+    return [multiple * largest * (1 if up else -1) for multiple in MULTIPLES]
 
 
 def _write(figure: go.Figure, path: Path) -> None:

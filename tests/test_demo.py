@@ -1,0 +1,75 @@
+"""The embedded pair and the tour through it."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tl_flash import NeuronMap, demo
+from tl_flash.demo.tour import coherent_neurons, named_concepts, tour
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What the tour says, and where it writes."""
+    out, lines = tmp_path_factory.mktemp("demo") / "output", []
+    tour(out, lines.append)
+    return "\n".join(lines), out
+
+
+def test_the_tour_goes_through_the_whole_method(told):
+    text, out = told
+    for part in ("1. Decode", "2. Find", "3. Clamp", "4. Ask", "5. Compare", "W_in label alone"):
+        assert part in text
+    assert "nan" not in text
+    written = {path.name for path in out.iterdir()}
+    assert {"base-in.safetensors", "base-out.csv", "dog-dose.html", "dog-by-layer.html", "base-instruct.csv"} <= written
+
+
+def test_it_says_what_its_files_hold(told):
+    text, out = told
+    neurons = NeuronMap.load(out / "base-out.safetensors")
+    assert str(neurons.find(" dog", n=3)) in text
+    assert len(pd.read_csv(out / "base-out.csv")) == 2 * len(neurons)
+    favourites = pd.read_csv(out / "favourite-animal.csv")
+    count = int(favourites["mentions_after"].sum())
+    assert f"{int(favourites['mentions_before'].sum())} of 10 before, {count} of 10 after" in text
+
+
+def test_named_concepts_are_above_the_null(told):
+    neurons = NeuronMap.load(told[1] / "base-out.safetensors")
+    named = named_concepts(neurons)
+    for word, hit in named.items():
+        assert hit.token == f" {word}" and hit.rank == 0
+        assert hit.z > float(neurons.null.quantile()[neurons.row(hit.neuron)])
+    assert "dog" in named
+
+
+def test_coherent_neurons_write_what_they_read(told):
+    neurons = NeuronMap.load(told[1] / "base-in.safetensors")
+    bars = neurons.null.quantile()
+    for hit in coherent_neurons(neurons):
+        assert min(hit.z, abs(hit.write_z)) > float(bars[neurons.row(hit.neuron)])
+
+
+@pytest.mark.parametrize("name", demo.MODELS)
+def test_loading_needs_no_network(name):
+    code = (
+        "import socket\n"
+        "import transformer_lens, transformers\n"
+        "from transformer_lens.model_bridge import TransformerBridge\n"
+        "from tl_flash import demo\n"
+        "def refuse(*_, **__): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        f"print(demo.load({name!r}).cfg.n_layers)"
+    )
+    environment = {"PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert int(done.stdout.splitlines()[-1]) >= 4
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="'base', 'instruct'"):
+        demo.load("chat")
