@@ -27,7 +27,7 @@ from tl_flash.kernel_upload import uploaded
 
 __all__ = ["Readout", "Unembedding", "decode", "decode_each", "moments", "prepare", "reference_decode", "token_scores"]
 
-DEFAULT_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+LEAST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}  # of scratch, where the caller does not say
 _AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
 
 
@@ -75,7 +75,8 @@ def decode(
         k: how many tokens to name at each pole.
         tracked: ids whose scores to keep for every direction.
         norm: [n], the length to take for ||x|| in tau = sqrt(d_model) / ||x||. By default x's own.
-        max_bytes: scratch memory beyond the results; by default 256 MiB, on a GPU 2 GiB.
+        max_bytes: scratch memory beyond the results; by default half of what W_U takes, but at least 256 MiB and on a
+            GPU 2 GiB.
 
     Returns:
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
@@ -108,7 +109,9 @@ def decode_each(
     u = unembedding
     expect_count(k, u.d_vocab - len(u.ignored))
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
-    tiles = _Tiles(DEFAULT_BYTES[u.device.type] if max_bytes is None else max_bytes, k, u)
+    if max_bytes is None:
+        max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes // 2)
+    tiles = _Tiles(max_bytes, k, u)
     waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
     for x, norm in layers:
         expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)

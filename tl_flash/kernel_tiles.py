@@ -112,8 +112,8 @@ class Plan:
         # Bytes of a column of W_U gathered and turned, of one converted to the screen's dtype, ...
         a_pair = 2 * u.W_U.element_size() * u.d_model
         a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
-        gathered = min(max(max_bytes // (4 * a_pair), 64), 4096)
-        columns = min(max(max_bytes // (4 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
+        gathered = min(max(max_bytes // (16 * a_pair), 64), 4096)
+        columns = min(max(max_bytes // (8 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
         # ... of a row's scores, of its blocks with their bounds, of the tokens in its best blocks, of itself.
         row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * WORK, round_up(max_bytes // 16))
         a_row = row + 7 * 4 * u.d_vocab / group + 32 * 2 * candidates * group + 36 * u.d_model
