@@ -75,7 +75,7 @@ def decode(
         k: how many tokens to name at each pole.
         tracked: ids whose scores to keep for every direction.
         norm: [n], the length to take for ||x|| in tau = sqrt(d_model) / ||x||. By default x's own.
-        max_bytes: scratch memory beyond the results; by default half of what W_U takes, but at least 256 MiB and on a
+        max_bytes: scratch memory beyond the results; by default as much as W_U takes, but at least 256 MiB and on a
             GPU 2 GiB.
 
     Returns:
@@ -110,7 +110,7 @@ def decode_each(
     expect_count(k, u.d_vocab - len(u.ignored))
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
     if max_bytes is None:
-        max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes // 2)
+        max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes)
     tiles = _Tiles(max_bytes, k, u)
     waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
     for x, norm in layers:
