@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when imported
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests import families  # noqa: E402
 from tl_flash import loading  # noqa: E402
