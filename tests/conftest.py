@@ -12,6 +12,8 @@ import torch  # noqa: E402
 from tests import families  # noqa: E402
 from tl_flash import loading  # noqa: E402
 
+torch.set_num_threads(1)  # the models are tiny: threads only wait for one another, most of all on a busy machine
+
 NO_HOOKED_TRANSFORMER = "TransformerLens 4 has no HookedTransformer"
 
 
