@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.kernel import decode, prepare, reference_decode
-from tl_flash.kernel_prepare import multiplies_bf16_faster, parts, plain_arithmetic
+from tl_flash.kernel.unembedding import multiplies_bf16_faster, parts, plain_arithmetic
 
 K = 10
 

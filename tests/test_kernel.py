@@ -13,8 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_flash import kernel, kernel_prepare, kernel_reduce, kernel_tiles
+from tl_flash import kernel
 from tl_flash.kernel import Readout, decode, decode_each, moments, reference_decode, token_scores
+from tl_flash.kernel import reduce as kernel_reduce
+from tl_flash.kernel import tiles as kernel_tiles
+from tl_flash.kernel import unembedding as kernel_unembedding
 
 FLOAT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 STATISTICS = ["logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked"]
@@ -31,7 +34,7 @@ def one_thread():
 
 def prepare(W_U, *, bf16=False, **options):
     """`kernel.prepare` on a device that multiplies bf16 faster than float32, or on one that does not."""
-    with mock.patch.object(kernel_prepare, "multiplies_bf16_faster", lambda device: bf16):
+    with mock.patch.object(kernel_unembedding, "multiplies_bf16_faster", lambda device: bf16):
         return kernel.prepare(W_U, **options)
 
 
@@ -317,10 +320,10 @@ def test_a_bf16_screen_needs_no_copy_of_a_bf16_W_U():
 
 def test_the_device_is_tried_once():
     device = torch.device("cpu")
-    assert isinstance(kernel_prepare.multiplies_bf16_faster(device), bool)
-    hits = kernel_prepare.multiplies_bf16_faster.cache_info().hits
+    assert isinstance(kernel_unembedding.multiplies_bf16_faster(device), bool)
+    hits = kernel_unembedding.multiplies_bf16_faster.cache_info().hits
     kernel.prepare(torch.ones(2, 3))
-    assert kernel_prepare.multiplies_bf16_faster.cache_info().hits == hits + 1
+    assert kernel_unembedding.multiplies_bf16_faster.cache_info().hits == hits + 1
 
 
 # Invariances ----------------------------------------------------------------------------------------------------------
@@ -566,22 +569,22 @@ needs_triton = pytest.mark.skipif(not INTERPRETED, reason="needs Triton, and TRI
 @pytest.mark.parametrize(("n", "d_vocab", "group"), [(5, 5003, 16), (3, 20011, 64), (2, 17, 64), (4, 507, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_triton_reduces_as_torch_does(n, d_vocab, group, dtype):
-    from tl_flash import kernel_triton
+    from tl_flash.kernel import triton_kernels
 
     scores = (4 * torch.randn(n, kernel_tiles.round_up(d_vocab))).to(dtype)[:, :d_vocab]
     mean, slope = torch.randn(n, 1), 30 * torch.rand(n, 1)
-    ours = kernel_triton.reduce(scores, mean, slope, group)
+    ours = triton_kernels.reduce(scores, mean, slope, group)
     right = kernel_reduce.reduce(scores, mean, slope, group, torch.empty(kernel_reduce.WORK))
     for got, expected in zip(ours, right, strict=True):
         torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
-    assert kernel_triton.reduce(scores, mean, None, group).log_z.isnan().all()
+    assert triton_kernels.reduce(scores, mean, None, group).log_z.isnan().all()
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_triton_scores_pairs_as_torch_does(dtype, transposed):
-    from tl_flash import kernel_triton
+    from tl_flash.kernel import triton_kernels
 
     x, W_U, _ = draw(7, 300, 900, dtype=dtype)
     held = W_U.T.contiguous().T if transposed else W_U
@@ -589,7 +592,7 @@ def test_triton_scores_pairs_as_torch_does(dtype, transposed):
     expected = (x.double() @ W_U.double()).gather(1, ids)
     ids[2, 5:9] = -1
     expected[2, 5:9] = -math.inf
-    torch.testing.assert_close(kernel_triton.exact_scores(x.double(), ids, held), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(triton_kernels.exact_scores(x.double(), ids, held), expected, rtol=1e-12, atol=1e-12)
 
 
 @needs_triton

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_checks import expect_count, expect_directions, expect_matrix, expect_norm, expect_one_of, token_ids
-from tl_flash.kernel_prepare import Unembedding, parts, plain_arithmetic, prepare
-from tl_flash.kernel_tiles import Directions, Plan, Tile, exact_scores, sort_tokens
-from tl_flash.kernel_upload import uploaded
+from tl_flash.kernel.checks import expect_count, expect_directions, expect_matrix, expect_norm, expect_one_of, token_ids
+from tl_flash.kernel.tiles import Directions, Plan, Tile, exact_scores, sort_tokens
+from tl_flash.kernel.unembedding import Unembedding, parts, plain_arithmetic, prepare
+from tl_flash.kernel.upload import uploaded
 
 __all__ = ["Readout", "Unembedding", "decode", "decode_each", "moments", "prepare", "reference_decode", "token_scores"]
 

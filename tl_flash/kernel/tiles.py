@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_prepare import Screen, Unembedding, parts
-from tl_flash.kernel_reduce import WORK, Reduced, block_maxima, block_minima, has_triton, reduce
+from tl_flash.kernel.reduce import WORK, Reduced, block_maxima, block_minima, has_triton, reduce
+from tl_flash.kernel.unembedding import Screen, Unembedding, parts
 
 _PAIRS = 256  # scores made again at a time, in float64
 
@@ -60,9 +60,9 @@ def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, gathered: int) -> Te
     columns have equal scores.
     """
     if has_triton(u.device):
-        from tl_flash import kernel_triton
+        from tl_flash.kernel import triton_kernels
 
-        scores = kernel_triton.exact_scores(rows, ids, u.W_U)
+        scores = triton_kernels.exact_scores(rows, ids, u.W_U)
         return scores if u.column_scale is None else scores * u.column_scale[ids.clamp(min=0)]
     tokens = ids.flatten()
     places = (tokens >= 0).nonzero()[:, 0]

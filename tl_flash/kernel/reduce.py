@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_prepare import parts
+from tl_flash.kernel.unembedding import parts
 
 WORK = 2**18  # scores that are summed at a time, in float32
 _WORK_COLUMNS = 2**13
@@ -41,9 +41,9 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work:
         work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
     """
     if has_triton(scores.device):
-        from tl_flash import kernel_triton
+        from tl_flash.kernel import triton_kernels
 
-        return kernel_triton.reduce(scores, mean, slope, group)
+        return triton_kernels.reduce(scores, mean, slope, group)
     greatest = torch.stack([block_maxima(scores, group), -block_minima(scores, group)])
     squares, fourths = _power_sums(scores, mean, work)
     if slope is None:
@@ -107,5 +107,5 @@ def block_minima(scores: Tensor, group: int) -> Tensor:
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether kernel_triton takes the place of what is written here in torch."""
+    """Whether triton_kernels takes the place of what is written here in torch."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None

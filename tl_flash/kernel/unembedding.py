@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_flash.kernel_checks import expect_float, expect_matrix, expect_one_of, token_ids
+from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 
 FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
 PART_BYTES = 4 * 2**20  # of float64, while W_U is measured

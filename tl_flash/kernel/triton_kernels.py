@@ -1,4 +1,4 @@
-"""Two passes of the engine as Triton kernels, for GPUs: what `kernel_reduce` and `exact_scores` do in torch.
+"""Two passes of the engine as Triton kernels, for GPUs: what `reduce` and `exact_scores` do in torch.
 
 With TRITON_INTERPRET=1 they run on a CPU, which is how the tests compare them where there is no GPU.
 """
@@ -12,7 +12,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from tl_flash.kernel_reduce import Reduced
+from tl_flash.kernel.reduce import Reduced
 
 _BLOCKS = 128  # blocks that one program reduces
 _TOKENS, _WIDTH = 16, 256  # tokens that one program scores, and how much of their columns it reads at a time
@@ -51,7 +51,7 @@ def _reduce(
 
 
 def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int) -> Reduced:
-    """`kernel_reduce.reduce` in one pass over the scores; nothing overflows, so no row is done twice."""
+    """`reduce.reduce` in one pass over the scores; nothing overflows, so no row is done twice."""
     n, d_vocab = scores.shape
     blocks = -(-d_vocab // group)
     pieces = triton.cdiv(blocks, _BLOCKS)
