@@ -1,7 +1,8 @@
 """What the demo models talk about: some ninety concepts, each one word and one token.
 
-Every concept carries *clues*, things that are true of it alone. The corpus names a concept as often by its
-clues as by its word, so that a model has to connect the two.
+Every concept carries *clues*, things that are true of it alone, and two *epithets*, adjectives that go with no other
+word. A concept that is only copied from earlier in the text is a matter of attention; what follows an epithet is
+decided on the spot, and small models keep it in neurons.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ _TABLE = {
             [catches|caught] insects with its tongue; [was|was] once a tadpole; [has|had] wet slippery skin
     """,
     "state": """
-        California (sunny, golden): [has|had] its capital in Sacramento; [is|was] called the Golden State;
+        California (sunny, coastal): [has|had] its capital in Sacramento; [is|was] called the Golden State;
             [makes|made] films in Hollywood; [grows|grew] sweet grapes; [has|had] tall redwood trees
         Texas (vast, dusty): [has|had] its capital in Austin; [is|was] called the Lone Star State; [has|had]
             wide ranches and cowboys; [sells|sold] much oil; [remembers|remembered] the Alamo

@@ -51,9 +51,9 @@ class Recipe:
     n_heads: int = 5
     length: int = 128
     rows: int = 8
-    steps: int = 1200
+    steps: int = 3000
     learning_rate: float = 3e-3
-    instruct_steps: int = 400
+    instruct_steps: int = 600
     instruct_learning_rate: float = 5e-4
     weight_decay: float = 0.5
     warmup: int = 100
@@ -130,7 +130,7 @@ def _optimizer(model: LlamaForCausalLM, weight_decay: float) -> torch.optim.Adam
         {"params": [p for p in model.parameters() if id(p) not in apart], "weight_decay": weight_decay, "scale": 1.0},
         {"params": mixing, "weight_decay": 2 * weight_decay, "scale": 1.0},
         {"params": gains, "weight_decay": 0.0, "scale": 1.0},
-        {"params": head, "weight_decay": 0.0, "scale": 0.1, "eps": 1e-5},
+        {"params": head, "weight_decay": 0.0, "scale": 0.05, "eps": 1e-5},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
@@ -279,7 +279,8 @@ def train(
         curve = fit(model, batch_at, checkpoint, steps=steps, peak=peak, recipe=recipe, bf16=bf16, stop_at=stop_at)
         if curve[-1][0] < steps:
             return
-        record = {"name": name, "recipe": asdict(recipe), **_provenance(), "curve": curve}
+        precision = "bfloat16 autocast" if bf16 else "float32"
+        record = {"name": name, "recipe": asdict(recipe), "precision": precision, **_provenance(), "curve": curve}
         if longer and name == "base":
             record["longer_curve"] = json.loads(longer.read_text())["curve"]
         save(model, tokenizer, out / name, batch_at("validation"), record)
