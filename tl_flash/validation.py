@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_flash import kernel, models
 from tl_flash.activations import activation_stats
-from tl_flash.clamp import Positions, clamp
+from tl_flash.alone import answers_alone
+from tl_flash.clamp import Positions
 from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap
@@ -120,7 +121,7 @@ def validate(
         controls: how many a neuron.
         seed: of the draw of controls.
         lens: the one that the map was made with, if it was.
-        batch_size: prompts a forward pass.
+        batch_size: rows a forward pass, a row being a prompt under one clamp; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
 
     Raises:
@@ -146,14 +147,9 @@ def validate(
     records, effects = [], []
     for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
         token = hits.token_id(hit)
-
-        def effect(neuron: Neuron, dose: float = dose) -> Answers:
-            with clamp(model, {neuron: dose}, positions=positions):
-                return Answers.of(model, texts, batch_size)
-
-        after = effect(hit.neuron)
-        others = [(effect(peer).log_probs - before.log_probs)[:, token].mean() for peer in peers.of(hit.neuron)]
-        effects.append(torch.stack(others))
+        clamps = [(neuron, dose) for neuron in (hit.neuron, *peers.of(hit.neuron))]
+        after, *others = answers_alone(model, texts, clamps, positions=positions, batch_size=batch_size)
+        effects.append(torch.stack([(other.log_probs - before.log_probs)[:, token].mean() for other in others]))
         records.append(_record(hits, hit, dose, before, after) | _against(effects[-1], before, after, token))
     for record, q in zip(records, benjamini_hochberg([record["p_value"] for record in records]), strict=True):
         record["q_value"] = q
