@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tl_flash import activation_stats, clamp, jacobian_lens, loading, models
+from tl_flash import activation_stats, jacobian_lens, loading, models
+from tl_flash.alone import answers_alone
 from tl_flash.lens import JacobianLens
 from tl_flash.neurons import Neuron
 from tl_flash.progress import track
@@ -55,24 +56,23 @@ def measure(model, n_neurons: int, seed: int) -> pd.DataFrame:
     rows = []
     for layer in range(len(model.blocks)):
         scores = readings(model, layer, lens)
-        for index in track(
-            torch.randperm(stats.std.shape[1], generator=generator)[:n_neurons].tolist(), f"layer {layer}", None
-        ):
-            neuron = Neuron(layer, index)
-            for dose in DOSES:
-                with clamp(model, {neuron: dose * stats[neuron].std}):
-                    effect = (Answers.of(model, prompts).log_probs - before).mean(0)
-                raised = effect.topk(10).indices
-                for name, score in scores.items():
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "dose_std": dose,
-                            "reading": name,
-                            "correlation": float(torch.corrcoef(torch.stack([score[index], effect]))[0, 1]),
-                            "top_token_raised": float(score[index].argmax() in raised),
-                        }
-                    )
+        drawn = torch.randperm(stats.std.shape[1], generator=generator)[:n_neurons].tolist()
+        clamps = [(index, dose) for index in drawn for dose in DOSES]
+        values = [(neuron, dose * stats[neuron].std) for neuron, dose in ((Neuron(layer, i), d) for i, d in clamps)]
+        answers = track(answers_alone(model, prompts, values), f"layer {layer}", None, total=len(values))
+        for (index, dose), answer in zip(clamps, answers, strict=True):
+            effect = (answer.log_probs - before).mean(0)
+            raised = effect.topk(10).indices
+            for name, score in scores.items():
+                rows.append(
+                    {
+                        "layer": layer,
+                        "dose_std": dose,
+                        "reading": name,
+                        "correlation": float(torch.corrcoef(torch.stack([score[index], effect]))[0, 1]),
+                        "top_token_raised": float(score[index].argmax() in raised),
+                    }
+                )
     print(f"{lens!r}; relative standard error by layer {[round(e, 3) for e in lens.relative_error().tolist()]}")
     return pd.DataFrame(rows).groupby(["layer", "dose_std", "reading"], as_index=False).mean()
 

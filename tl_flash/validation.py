@@ -143,7 +143,7 @@ def validate(
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)
     doses = _doses(model, hits, value, texts)
     before = Answers.of(model, texts, batch_size)
-    peers = _Peers(weights, controls, seed)
+    peers = Peers(weights, controls, seed)
     records, effects = [], []
     for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
         token = hits.token_id(hit)
@@ -210,7 +210,7 @@ def _pole_sign(hit: Hit) -> float:
     return 1.0 if hit.pole == "positive" else -1.0
 
 
-class _Peers:
+class Peers:
     """Controls: neurons of the same layer with about the same ||W_out||."""
 
     def __init__(self, weights: MLPWeights, count: int, seed: int) -> None:
