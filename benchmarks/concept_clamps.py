@@ -3,9 +3,9 @@
     python -m benchmarks.concept_clamps [--dose 5]
 
 For every concept that labels a specialised neuron by its write direction (side "out"), the neuron of the largest
-z-score is clamped to `dose` times its max|hook_post| over the twenty neutral prompts, with the sign of its pole. The
-change of the word's log-probability is taken prompt by prompt, for the neuron and for 20 controls: neurons of the same
-layer of about the same ||W_out||, clamped to the same value.
+z-score is clamped to `dose` times its max|hook_post| over 400 documents of the corpus, with the sign of its pole. The
+change of the word's log-probability is taken after each of twenty neutral prompts, for the neuron and for 20 controls:
+neurons of the same layer of about the same ||W_out||, clamped to the same value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def measure(dose: float, controls: int = 20) -> pd.DataFrame:
     model = demo.load("base")
     neurons = flash_decode(model, side="out")
     prompts = Prompts.of(model, demo.NEUTRAL_PROMPTS)
-    stats = activation_stats(model, demo.NEUTRAL_PROMPTS)
+    stats = activation_stats(model, demo.texts(400))
     before = Answers.of(model, prompts).log_probs
     peers = Peers(read(model), controls, seed=0)
     rows = []

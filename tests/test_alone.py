@@ -32,6 +32,16 @@ def test_each_answer_is_that_of_one_clamp(model, positions, batch_size):
             assert (answer.logits - unclamped.logits).abs().max() > 1e-3
 
 
+def test_values_may_be_added(model):
+    prompts = Prompts.of(model, PROMPTS)
+    for (neuron, value), answer in zip(DOSES, answers_alone(model, prompts, DOSES, mode="add"), strict=True):
+        with clamp(model, {neuron: value}, mode="add"):
+            expected = Answers.of(model, prompts)
+        torch.testing.assert_close(answer.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="mode: expected one of"):
+        list(answers_alone(model, prompts, DOSES, mode="double"))
+
+
 def test_few_answers_are_held_at_a_time(model, monkeypatch):
     prompts = Prompts.of(model, PROMPTS)
     expected = [answer.logits for answer in answers_alone(model, prompts, DOSES)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tl_flash.clamp import Positions, clamp_rows
+from tl_flash.clamp import Mode, Positions, clamp_rows
 from tl_flash.neurons import Neuron
 from tl_flash.prompts import Answers, Prompts
 
@@ -18,6 +18,7 @@ def answers_alone(
     prompts: Prompts,
     doses: Sequence[tuple[Neuron, float]],
     *,
+    mode: Mode = "set",
     positions: Positions = None,
     batch_size: int | None = None,
 ) -> Iterator[Answers]:
@@ -26,7 +27,8 @@ def answers_alone(
     Args:
         model: a HookedTransformer or a TransformerBridge.
         prompts: every one is run under every clamp.
-        doses: a neuron and what its hook_post is set to.
+        doses: a neuron and the value that its hook_post is clamped by.
+        mode: as in `clamp`.
         positions: as in `clamp`.
         batch_size: rows of a forward pass, a row being one prompt under one clamp.
 
@@ -53,7 +55,7 @@ def answers_alone(
 
         def held(rows: list[int], some: Sequence[tuple[Neuron, float]] = some) -> Any:
             neurons, values = zip(*(some[row // n] for row in rows), strict=True)
-            return clamp_rows(model, neurons, values, positions=positions)
+            return clamp_rows(model, neurons, values, mode=mode, positions=positions)
 
         answers = Answers.of(model, Prompts(prompts.rows * len(some)), batch_size, held=held)
         for i in range(len(some)):

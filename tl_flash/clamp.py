@@ -93,14 +93,20 @@ def clamp(
 
 @contextmanager
 def clamp_rows(
-    model: Any, neurons: Sequence[Neuron], values: Sequence[float], *, positions: Positions = None
+    model: Any,
+    neurons: Sequence[Neuron],
+    values: Sequence[float],
+    *,
+    mode: Mode = "set",
+    positions: Positions = None,
 ) -> Iterator[Any]:
-    """Set one neuron in each row of a batch, row i's hook_post of `neurons[i]` to `values[i]`: many clamps in one pass.
+    """Clamp one neuron in each row of a batch, row i's hook_post of `neurons[i]` by `values[i]`: many clamps in a pass.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
         neurons: one for each row of every pass in the context.
         values: as many.
+        mode: as in `clamp`.
         positions: as in `clamp`.
 
     Yields:
@@ -117,6 +123,7 @@ def clamp_rows(
         >>> with clamp_rows(model, [Neuron(1, 3), Neuron(1, 4)], [8.0, 8.0]):
         ...     logits = model(model.to_tokens(["One day,", "One day,"]))
     """
+    _require_mode(mode)
     for neuron, value in zip(neurons, values, strict=True):
         _checked(neuron, value)
     layers: dict[int, list[int]] = {}
@@ -124,7 +131,8 @@ def clamp_rows(
         layers.setdefault(neuron.layer, []).append(row)
     sequence = _sequence(positions, min(layers), model)
     clamps = [
-        _RowClamp(neuron_site(model, layer, "post"), rows, neurons, values, sequence) for layer, rows in layers.items()
+        _RowClamp(neuron_site(model, layer, "post"), rows, neurons, values, mode, sequence)
+        for layer, rows in layers.items()
     ]
     with _held(model, clamps, _entries(clamps, sequence)):
         yield model
@@ -178,8 +186,7 @@ def clamp_hooks(
 def _build(
     neurons: Mapping[NeuronLike, float | Tensor], mode: str, positions: Positions, at: At, model: Any
 ) -> tuple[list[_SiteHook], list[tuple[str, Hook]]]:
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+    _require_mode(mode)
     values = _named_values(neurons)
     layers = by_layer(values)
     sequence = _sequence(positions, min(layers), model)
@@ -188,6 +195,11 @@ def _build(
         for layer, members in layers.items()
     ]
     return clamps, _entries(clamps, sequence)
+
+
+def _require_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
 
 
 def _sequence(positions: Positions, layer: int, model: Any) -> Positioned | None:
@@ -333,13 +345,15 @@ class _RowClamp(_SiteHook):
         rows: list[int],
         neurons: Sequence[Neuron],
         values: Sequence[float],
+        mode: Mode,
         sequence: Positioned | None,
     ) -> None:
         super().__init__(site, [neurons[row] for row in rows], sequence)
         self._rows, self._values, self._batch = rows, [values[row] for row in rows], len(neurons)
+        self._mode = mode
 
     def __repr__(self) -> str:
-        return f"clamp({len(self._rows)} rows)"
+        return f"clamp({self._mode}, {len(self._rows)} rows)"
 
     def _clamped(self, act: Tensor, columns: list[int] | None) -> Tensor:
         if act.ndim != 3 or act.shape[0] != self._batch:
@@ -352,7 +366,7 @@ class _RowClamp(_SiteHook):
         values = torch.tensor(self._values, dtype=torch.float64).to(act)[:, None]
         _require_finite(values, act)
         clamped = act.clone()
-        clamped[rows, where, neurons] = values
+        clamped[rows, where, neurons] = _APPLY[self._mode](act[rows, where, neurons], values)
         return clamped
 
 

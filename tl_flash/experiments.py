@@ -73,6 +73,9 @@ class DoseCurve:
         frame["value"] = ["unclamped" if value != value else f"{value:.3g}" for value in frame["value"]]
         return frame.to_string(index=False, float_format="{:.3g}".format)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def clamp_sweep(
     model: Any,
