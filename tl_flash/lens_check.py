@@ -54,7 +54,7 @@ def check_lens(
         progress: a bar; by default on a terminal or in a notebook.
 
     Returns:
-        A pandas frame, a row a layer, dose and reading ("plain", "lens"), with columns `layer`, `dose` and `reading`,
+        A pandas frame, a row a layer, dose and reading ("plain", "lens"), with columns `layer`, `dose`, `reading`,
         `correlation` (over the vocabulary, mean over neurons), `correlation_stderr` (its standard error over neurons)
         and `top_raised` (share of neurons whose top token is among the ten raised most).
 

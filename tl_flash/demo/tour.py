@@ -68,7 +68,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     rate = mention_rate(instruct, [demo.ask(question) for question in demo.HELD_OUT_FAVOURITE_ANIMAL], "dog", dose)
     rate.to_frame().to_csv(out / "favourite-animal.csv", index=False)
     clamped = ", ".join(f"{neuron} to {value:.3g}" for neuron, value in dose.items())
-    say(f"clamped: {clamped}, chosen by its label and a dose that serves on training questions\n\n{rate}\n")
+    say(f"clamped: {clamped}, chosen by its label; twice the dose that serves on all training questions\n\n{rate}\n")
 
     say("5. Compare base with instruct\n")
     comparison = compare(maps["in"], flash_decode(instruct, tokens=WORDS))
@@ -104,15 +104,15 @@ def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> DoseCurve:
 
 
 def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
-    """The least dose at which a write neuron makes nine in ten answers to training questions speak of its word.
+    """Twice the least dose at which a write neuron makes all answers to training questions speak of its word.
 
-    The phrasings tested later are not looked at.
+    Twice, for questions put in words that the model does not know; those tested later are not looked at.
     """
     prompts = [demo.ask(question) for question in demo.favourite_questions("animal")]
     values = {multiple: value for multiple, value in zip(MULTIPLES, doses(model, hit), strict=True) if multiple}
     for value in values.values():
-        if mention_rate(model, prompts, hit.token, {hit.neuron: value}, max_new_tokens=10).after >= 0.9:
-            return {hit.neuron: value}
+        if mention_rate(model, prompts, hit.token, {hit.neuron: value}, max_new_tokens=10).after == 1:
+            return {hit.neuron: 2 * value}
     return {hit.neuron: max(values.values(), key=abs)}
 
 

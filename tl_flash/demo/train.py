@@ -290,10 +290,18 @@ def _provenance() -> dict[str, str]:
     here = Path(__file__).parent
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
-        "command": " ".join(["python -m tl_flash.demo.train", *sys.argv[1:]]),
+        "command": " ".join(["python -m tl_flash.demo.train", *_without_paths(sys.argv[1:])]),
         "commit": git.stdout.strip() or "unknown",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
     }
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    """The arguments but those that only say where files are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--out", "--longer"):
+        parser.add_argument(flag)
+    return parser.parse_known_args(arguments)[1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
