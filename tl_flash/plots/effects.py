@@ -103,7 +103,7 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
     figure = themes.figure(
         colours,
         "Does clamping a neuron raise its label?",
-        f"{counts} neurons, {validations[0].prompts} prompts · controls: neurons of the same layer matched on ||W_out||",
+        f"{counts} neurons, {validations[0].prompts} prompts · controls: the same layer, matched on ||W_out||",
         "reading that gave the label",
         "change of the label's log-probability, nats",
     )

@@ -88,10 +88,10 @@ def _boxes(neurons: NeuronMap, values: torch.Tensor, name: str, colour: str, col
     )
 
 
-def _largest(neurons: NeuronMap, values: torch.Tensor, tokens: torch.Tensor, name: str, colours: Theme) -> go.Scattergl:
+def _largest(neurons: NeuronMap, values: torch.Tensor, tokens: torch.Tensor, name: str, colours: Theme) -> go.Scatter:
     top, places = values.topk(min(_TOP, values.shape[1]), dim=1)
     layers = np.repeat(neurons.layers, top.shape[1])
-    return go.Scattergl(
+    return go.Scatter(
         x=layers + (0.16 if neurons.null is not None else 0.0),
         y=top.flatten().numpy(),
         mode="markers",

@@ -88,7 +88,7 @@ THEMES = {
     ),
     "dark": Theme(
         background="#14171C",
-        text="#E8EAED",
+        text="#E6E9ED",
         muted="#A4ABB5",
         grid="#2B3038",
         grey="#78818D",
