@@ -102,7 +102,8 @@ def write(
         scripts.append(("plotly", get_plotlyjs()))
         blobs |= {"plotly": pack.blob(get_plotlyjs().encode()), "figures": pack.json_blob(_sent(figures))}
     blobs["meta"] = pack.json_blob(_meta(title, maps[0], sides, len(figures)))
-    webgl = any(trace.type.endswith("gl") for figure in figures for trace in figure.select_traces())
+    traces: list[Any] = [trace for figure in figures for trace in figure.data]
+    webgl = any(trace.type.endswith("gl") for trace in traces)
     path.write_text(_page(title, scripts, blobs, webgl), encoding="utf-8")
     return path
 
