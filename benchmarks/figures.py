@@ -3,6 +3,7 @@
     python -m benchmarks.figures [--all FOLDER]
 
 Without `--all`, the few that README shows, into benchmarks/results/figures; with it, one of each kind, into FOLDER.
+Validating three sides takes most of the few minutes.
 """
 
 from __future__ import annotations

@@ -229,6 +229,7 @@ def test_the_two_themes_differ_in_colours_alone(maps, x, two_layers, validation,
         for look in ("light", "dark")
     )
     swap = dict(theme.pairs())
+    assert set(swap).isdisjoint(swap.values()), "so that a figure of either theme can be told and recoloured"
     swapped = [re.sub("#[0-9A-F]{6}", lambda match: swap.get(match[0], match[0]), figure) for figure in light]
     assert swapped == dark
 

@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tl_flash.compare import Comparison
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
-from tl_flash.report import pack
-from tl_flash.validation import COLUMNS, Validation
+from tl_flash.report import given, pack
+from tl_flash.validation import Validation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["write"]
 
 _SCRIPTS = ("data.js", "search.js", "dom.js", "panel.js", "figures.js", "page.js")
-_T = TypeVar("_T")
 
 
 def write(
@@ -51,8 +47,8 @@ def write(
         path: of the file to write.
         compare: comparisons of these maps with another model's; `compare(map, other)`.
         validation: results of `validate` for these maps, or frames as `Validation.to_frame()` gives them.
-        figures: to show beside the neurons; by default specialisation, agreement and validation, as far as given.
-            Figures of `tl_flash.plots` follow the page's theme. None: the default; (): no figures, and a page smaller
+        figures: to show beside the neurons, those of `tl_flash.plots` in the page's theme; by default the tokens that
+            the maps tracked, specialisation, agreement and validation, as far as given. () for none, and a page smaller
             by plotly's 1.9 MB.
         title: of the page; by default the model's name.
 
@@ -72,19 +68,19 @@ def write(
         ...     page.stat().st_size < 100_000
         True
     """
-    maps = _listed(map, NeuronMap, "map")
-    comparisons, validations = _listed(compare, Comparison, "compare"), _frames(validation)
-    _require_alike(maps)
+    maps = given.listed(map, NeuronMap, "map")
+    comparisons, validations = given.listed(compare, Comparison, "compare"), given.frames(validation)
+    given.require_alike(maps)
     by_side = {one.side: one for one in maps}
     for one in comparisons:
-        _require_own(one, by_side)
+        given.require_own(one, by_side)
     for frame in validations:
-        _require_labels(frame, by_side)
+        given.require_labels(frame, by_side)
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to write the page to")
     if figures is None:
-        figures = _standard_figures(maps, comparisons, _listed_validations(validation))
+        figures = _standard_figures(maps, comparisons, given.listed_validations(validation))
     title = title if title is not None else f"What the neurons of {maps[0].source.model} stand for"
     blobs = {"vocab": pack.json_blob([str(name) for name in maps[0].vocab.names])}
     sides = []
@@ -104,7 +100,7 @@ def write(
     blobs["meta"] = pack.json_blob(_meta(title, maps[0], sides, len(figures)))
     traces: list[Any] = [trace for figure in figures for trace in figure.data]
     webgl = any(trace.type.endswith("gl") for trace in traces)
-    path.write_text(_page(title, scripts, blobs, webgl), encoding="utf-8")
+    path.write_text(_page(title, scripts, blobs, webgl), encoding="utf-8", newline="\n")
     return path
 
 
@@ -179,74 +175,10 @@ def _standard_figures(
 ) -> list[go.Figure]:
     from tl_flash import plots
 
-    figures = [plots.specialisation(map) for map in maps]
+    figures = [plots.token_by_layer(map, id) for map in maps if map.score == "dot" for id in map.tracked.ids]
+    figures += [plots.specialisation(map) for map in maps]
     figures += [plots.agreement(one, parts=min(10, one.same_top.numel())) for one in comparisons]
     return figures + ([plots.validation(*validations)] if validations else [])
-
-
-def _listed(given: _T | Sequence[_T] | None, kind: type[_T], name: str) -> list[_T]:
-    listed = [] if given is None else [given] if isinstance(given, kind) else given
-    if not isinstance(listed, Sequence) or not all(isinstance(one, kind) for one in listed):
-        raise TypeError(f"{name}: expected a {kind.__name__} or a list of them, got {type(given).__name__}")
-    return list(listed)
-
-
-def _listed_validations(given: Any) -> list[Validation]:
-    listed = given if isinstance(given, Sequence) else [given]
-    return [one for one in listed if isinstance(one, Validation)]
-
-
-def _frames(given: Any) -> list[pd.DataFrame]:
-    import pandas as pd
-
-    listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
-    frames = []
-    for one in listed:
-        frame = one.to_frame() if isinstance(one, Validation) else one
-        if not isinstance(frame, pd.DataFrame):
-            raise TypeError(f"validation: expected a Validation or its frame, got {type(one).__name__}")
-        missing = [column for column in COLUMNS if column not in frame]
-        if missing:
-            raise ValueError(f"validation: expected the columns of Validation.to_frame(), {', '.join(missing)} missing")
-        frames.append(frame)
-    return frames
-
-
-def _require_alike(maps: Sequence[NeuronMap]) -> None:
-    if not maps:
-        raise ValueError("map: expected at least one NeuronMap, got none")
-    sides = [map.side for map in maps]
-    if len(set(sides)) < len(sides):
-        raise ValueError(f"map: expected each side once, got sides {sides}")
-    first = maps[0]
-    for map in maps[1:]:
-        for what in ("layers", "d_mlp", "k", "d_vocab", "score"):
-            if getattr(map, what) != getattr(first, what):
-                raise ValueError(
-                    f'map: expected sides of one model; {what} is {getattr(first, what)} on side "{first.side}" and '
-                    f'{getattr(map, what)} on side "{map.side}"'
-                )
-        if map.source.model != first.source.model or not np.array_equal(map.vocab.names, first.vocab.names):
-            raise ValueError(f"map: expected sides of one model, got {first.source.model} and {map.source.model}")
-
-
-def _require_own(comparison: Comparison, by_side: dict[str, NeuronMap]) -> None:
-    map, a = by_side.get(comparison.a.side), comparison.a
-    if map is None or map.source.fingerprint != a.source.fingerprint or not map.positive.ids.equal(a.positive.ids):
-        raise ValueError(
-            f'compare: expected comparisons whose first map is one of those shown, got one of {a.source.model}, side "'
-            f'{a.side}"; make it with compare(map, other)'
-        )
-
-
-def _require_labels(frame: pd.DataFrame, by_side: dict[str, NeuronMap]) -> None:
-    for side, name, pole, token in zip(*(frame[c] for c in ("side", "neuron", "pole", "token")), strict=True):
-        map = by_side.get(side)
-        if map is None:
-            raise ValueError(f'validation: expected side {" or ".join(map_side for map_side in by_side)}, got "{side}"')
-        top, neuron = getattr(map, pole), Neuron.parse(name)
-        if token not in [map.vocab.string(id) for id in top.ids[map.row(neuron), neuron.index].tolist()]:
-            raise ValueError(f"validation: {token!r} is no {pole} top token of {name} in the map; validate this map")
 
 
 def _jsonable(record: dict[Any, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ const ORDERS = {
 const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
+const LEAST = { neuron: 104, label: 130, others: 160, z: 64, prob: 60, kurtosis: 84, write: 70, other: 90, effect: 104 };
 const MOST_PIXELS = 17e6; // a taller element is more than some browsers lay out
 
 const page = { sides: new Map(), order: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
@@ -65,13 +66,25 @@ function drawOrders() {
   if (!offered.includes(page.order)) page.order = "z";
   $("sort").replaceChildren(...offered.map((order) => el("option", { value: order }, ORDERS[order])));
   $("sort").value = page.order;
-  page.columns = [
-    ["neuron", "neuron", null], ["label", "token", null], ["others", "and", null], ["z", "z", "z"],
-    ...(there.prob ? [["prob", "prob", "prob"]] : []), ["kurtosis", "kurtosis", "kurtosis"],
-    ...(there.write ? [["write", "write z", "write"]] : []),
-    ...(side.other ? [["other", `in ${side.other.model}`, null]] : []),
-    ...(there.effect ? [["effect", "clamped, nats", "effect"]] : []),
-  ];
+  page.there = there;
+  drawHead();
+}
+
+/** The columns that there is room for; a phone lays all of them out in two lines. */
+function drawHead() {
+  const { other } = page.search.side;
+  const all = [
+    ["neuron", "neuron", null, true], ["label", "token", null, true], ["others", "and", null, true], ["z", "z", "z", true],
+    ["prob", "prob", "prob", page.there.prob], ["kurtosis", "kurtosis", "kurtosis", true],
+    ["write", "write z", "write", page.there.write], ["other", other && `in ${other.model}`, null, other],
+    ["effect", "clamp, nats", "effect", page.there.effect],
+  ].filter(([, , , there]) => there);
+  const width = (columns) => columns.reduce((sum, [name]) => sum + LEAST[name] + 18, 38);
+  const room = matchMedia("(max-width: 720px)").matches ? Infinity : $("list").clientWidth;
+  page.columns = all;
+  for (const name of ["others", "kurtosis", "write", "other", "prob"]) {
+    if (width(page.columns) > room) page.columns = page.columns.filter(([own]) => own !== name);
+  }
   $("list").style.setProperty("--columns", page.columns.map(([name]) => `var(--${name})`).join(" "));
   $("list").setAttribute("aria-colcount", page.columns.length);
   $("head").replaceChildren(...page.columns.map(([name, title, order]) => el("div", {
@@ -109,7 +122,7 @@ function ask() {
 function told(question) {
   const count = page.hits.length;
   if (question.kind === "nothing") return [`nothing: ${question.why}`];
-  if (question.kind === "neuron") return [];
+  if (question.kind === "neuron") return count ? [] : ["the neuron is not among those shown"];
   if (question.kind !== "token") {
     const shown = page.filters.size ? `${whole(count)} neurons` : `all ${whole(count)} neurons`;
     return [`${shown}${question.kind === "layer" ? ` of layer ${page.meta.layers[question.at]}` : ""}`];
@@ -199,7 +212,7 @@ function openNeuron(row) {
     panel.replaceChildren(...panelOf(page.search, row, { close: () => openNeuron(-1), find }));
     panel.scrollTop = 0;
   }
-  document.body.classList.toggle("panel-open", row >= 0);
+  drawHead();
   drawRows();
   remember();
 }
@@ -310,7 +323,7 @@ function listen() {
   $("query").addEventListener("input", () => { showNeurons(); ask(); });
   $("sort").addEventListener("change", () => sortBy($("sort").value));
   $("list").addEventListener("scroll", () => requestAnimationFrame(drawRows));
-  addEventListener("resize", drawRows);
+  addEventListener("resize", () => { drawHead(); drawRows(); });
   $("open-figures").addEventListener("click", showFigures);
   $("open-help").addEventListener("click", showHelp);
   $("switch-theme").addEventListener("click", switchTheme);
