@@ -147,7 +147,7 @@ def test_validation_beside_its_controls(validation):
 
 
 def test_lens_effects():
-    columns = pd.Index(["layer", "dose_std", "reading", "correlation"])
+    columns = pd.Index(["layer", "dose", "reading", "correlation"])
     rows = [
         (layer, dose, name, layer / 4 + dose / 40)
         for layer in (0, 1)
@@ -191,7 +191,7 @@ def test_a_map_and_its_hits_give_one_atlas(maps, x):
 
 def all_figures(maps, x, two_layers, validation, curve, look):
     comparison = compare(*maps)
-    frame = pd.DataFrame({"layer": [0, 1], "dose_std": 1.0, "reading": "plain", "correlation": [0.5, 0.9]})
+    frame = pd.DataFrame({"layer": [0, 1], "dose": 1.0, "reading": "plain", "correlation": [0.5, 0.9]})
     return [
         plots.token_by_layer(two_layers, 5, theme=look),
         plots.neuron(maps[0], "L0N8", theme=look),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,7 +16,7 @@ from tl_flash.validation import Validation
 if TYPE_CHECKING:
     import pandas as pd
 
-LENS_COLUMNS = ("layer", "dose_std", "reading", "correlation")
+LENS_COLUMNS = ("layer", "dose", "reading", "correlation")
 
 
 def dose_curve(curve: DoseCurve, *, theme: str = "light") -> go.Figure:
@@ -164,27 +164,25 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     """How well write readings predict what clamps do, by layer, a panel a dose.
 
     Args:
-        frame: columns `layer`, `dose_std` (of the clamp, in standard deviations of hook_post), `reading` (such as
-            "plain" and "lens") and `correlation` (over the vocabulary, of the reading with the measured change of the
-            log-probabilities); a row each, as `benchmarks/lens_effects.py` writes them.
+        frame: as `check_lens` gives it: columns `layer`, `dose` (of the clamp, in standard deviations of hook_post),
+            `reading` ("plain", "lens", or another name) and `correlation` (over the vocabulary, of the reading with the
+            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr`, where it is there.
         theme: "light" or "dark".
 
     Raises:
         ValueError: a column that is missing, no rows, or an unknown theme.
 
     Example:
-        >>> import pandas as pd
         >>> from tl_flash import plots
-        >>> rows = [(0, 1.0, "plain", 0.4), (1, 1.0, "plain", 0.9)]
-        >>> frame = pd.DataFrame(rows, columns=["layer", "dose_std", "reading", "correlation"])
-        >>> [trace.name for trace in plots.lens_effects(frame).data]
-        ['W_out alone']
+        >>> frame = check_lens(model, jacobian_lens(model, ["One day,", "The cat"]), ["I think that"], n=2)
+        >>> [trace.name for trace in plots.lens_effects(frame).data[:2]]
+        ['through the Jacobian lens', 'W_out alone']
     """
     colours = themes.of(theme)
     missing = [column for column in LENS_COLUMNS if column not in frame]
     if missing or not len(frame):
         raise ValueError(f"frame: expected rows of {', '.join(LENS_COLUMNS)}; {', '.join(missing) or 'rows'} missing")
-    doses = sorted(frame["dose_std"].unique())
+    doses = sorted(frame["dose"].unique())
     titles = [f"clamped to {dose:g} std" for dose in doses]
     panels = make_subplots(1, len(doses), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
     panels.update_layout(template=colours.template()).update_annotations(font={"size": 13, "color": colours.muted})
@@ -196,11 +194,12 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     )
     looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
     for column, dose in enumerate(doses, start=1):
-        for i, (reading, rows) in enumerate(frame[frame["dose_std"] == dose].groupby("reading")):
+        for i, (reading, rows) in enumerate(frame[frame["dose"] == dose].groupby("reading")):
             colour, name = looks.get(str(reading), (colours.cycle[2 + i % 4], quoted(str(reading))))
             panels.add_scatter(
                 x=rows["layer"],
                 y=rows["correlation"],
+                error_y=_bars(rows, colour),
                 name=name,
                 legendgroup=name,
                 showlegend=column == 1,
@@ -215,3 +214,9 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     panels.update_xaxes(title_text="layer", tickvals=sorted(frame["layer"].unique()))
     panels.update_yaxes(range=[min(0.0, float(frame["correlation"].min())), 1.02])
     return panels.update_yaxes(title_text="correlation", row=1, col=1)
+
+
+def _bars(rows: Any, colour: str) -> dict[str, object]:
+    if "correlation_stderr" not in rows:
+        return {}
+    return {"array": 1.96 * rows["correlation_stderr"], "color": colour, "thickness": 1, "width": 0}
