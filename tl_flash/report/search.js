@@ -182,10 +182,8 @@ class Search {
   /** By falling key, equal ones in the order given: a radix sort of the keys' bits, 11 at a time. */
   sorted(hits, key) {
     const floats = new Float32Array(hits.length);
-    for (let i = 0; i < hits.length; i++) {
-      const { pole, at } = this.parts(hits[i]);
-      floats[i] = key(pole, at);
-    }
+    const negative = this.n * this.k;
+    for (let i = 0; i < hits.length; i++) floats[i] = hits[i] < negative ? key(0, hits[i]) : key(1, hits[i] - negative);
     const bits = new Uint32Array(floats.buffer);
     for (let i = 0; i < bits.length; i++) bits[i] = bits[i] >>> 31 ? bits[i] : ~bits[i] & 0x7fffffff;
     let [order, next] = [Uint32Array.from(hits.keys()), new Uint32Array(hits.length)];
