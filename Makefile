@@ -4,7 +4,7 @@ VENV := .venv
 TL4 := .venv-tl4
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-tl4 lint bench clean
+.PHONY: install browser demo test test-tl4 lint bench figures clean
 
 install: $(VENV)/.done
 
@@ -21,6 +21,16 @@ $(TL4)/.done: pyproject.toml constraints.txt
 	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt torch
 	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt -e ".[dev]"
 	touch $@
+
+# What the tests of figures and of the explorer draw with; without it they skip, and say so.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then \
+		echo "chromium and chromedriver are there"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; \
+	else \
+		echo "no chromium: as root on Debian, apt-get install chromium chromium-driver" >&2; exit 1; \
+	fi
 
 demo: install
 	$(VENV)/bin/tl-flash demo
@@ -40,6 +50,10 @@ lint: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks
+
+# README's figures and the explorer's screenshots, into benchmarks/results.
+figures: install
+	$(VENV)/bin/python -m benchmarks.figures
 
 clean:
 	rm -rf $(VENV) $(TL4) demo-output

@@ -1,34 +1,127 @@
 import json
+import re
+import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, decode_directions, plots
+from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, plots, validate
+from tl_flash.plots import theme
+
+D, V, N = 16, 60, 80
 
 
 @pytest.fixture(scope="module")
-def maps():
-    generator = torch.Generator().manual_seed(0)
-    W_U, x = torch.randn(16, 60, generator=generator), torch.randn(80, 16, generator=generator)
-    noise = 0.5 * torch.randn(80, 16, generator=generator)
+def W_U():
+    return torch.randn(D, V, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def x(W_U):
+    directions = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    directions[7] = 3 * W_U[:, 9]
+    directions[8] = -W_U[:, 7]  # the hostile token, at the negative pole
+    return directions
+
+
+@pytest.fixture(scope="module")
+def maps(W_U, x):
+    noise = 0.5 * torch.randn(N, D, generator=torch.Generator().manual_seed(2))
     return [decode_directions(d, W_U, k=3, tokens=[" w9"], tokenizer=Words()) for d in (x, x + noise)]
 
 
-def data(figure):
-    """What the browser gets; a figure that does not serialise does not show."""
-    return json.loads(figure.to_json())
+@pytest.fixture(scope="module")
+def two_layers(bridge):
+    return flash_decode(bridge, side="out", tokens=[5])
 
 
-def test_a_tokens_probability_by_layer(maps):
-    figure = plots.token_by_layer(maps[0], " w9")
-    [points] = figure.data
-    assert list(points.y) == pytest.approx(maps[0].tracked_probs(" w9").flatten().tolist())
-    assert points.customdata[7][0] == "L0N7" and points.customdata[7][1] == repr(maps[0]["L0N7"].positive[0].token)
-    assert "' w9'" in figure.layout.title.text and "probability" in figure.layout.yaxis.title.text
-    assert data(figure)
+@pytest.fixture(scope="module")
+def validation(bridge, two_layers):
+    return validate(bridge, two_layers.specialised(4, quantile=0.5), controls=3)
+
+
+def values(column):
+    return np.asarray(column, dtype=float).tolist()
+
+
+def named(figure):
+    return {trace.name: trace for trace in figure.data if trace.showlegend is not False}
+
+
+def test_a_tokens_probability_by_layer(two_layers):
+    figure = plots.token_by_layer(two_layers, 5)
+    band, below, beyond = figure.data
+    z = two_layers.tracked[5] / two_layers.std
+    outside = z > two_layers.null.quantile()[:, None]
+    probs = two_layers.tracked_probs(5)
+    assert values(beyond.y) == pytest.approx(probs[outside].tolist())
+    assert values(below.y) == pytest.approx(probs[~outside].tolist())
+    layer, index, shown_z = values(below.customdata[3])
+    assert shown_z == pytest.approx(float(z[int(layer), int(index)]), rel=1e-5)
+    assert below.text[3] == theme.quoted(two_layers[int(layer), int(index)].positive[0].token)
+    at_bar = torch.exp(
+        two_layers.positive.tau * two_layers.std * two_layers.null.quantile()[:, None] - two_layers.positive.log_z
+    )
+    assert band.y[1] == pytest.approx(float(at_bar[0].median()), rel=1e-4)
+    assert "probability of" in figure.layout.yaxis.title.text and "layer" in figure.layout.xaxis.title.text
+
+
+def test_a_token_that_was_not_tracked(maps):
     with pytest.raises(KeyError, match="not tracked"):
         plots.token_by_layer(maps[0], " w8")
+
+
+def test_one_neuron_with_and_without_its_scores(maps, x, W_U):
+    neurons, reading = maps[0], maps[0]["L0N7"]
+    plain = named(plots.neuron(neurons, "L0N7"))
+    assert values(plain["positive pole"].x) == pytest.approx([hit.z for hit in reading.positive])
+    assert values(plain["negative pole"].x) == pytest.approx([-hit.z for hit in reading.negative])
+    assert plain["positive pole"].text[0] == "' w9'" and "all tokens" not in plain
+    scores = x[7] @ W_U
+    full = named(plots.neuron(neurons, "L0N7", scores=scores))
+    counts = np.asarray(full["all tokens"].y)
+    assert counts[counts >= 1].sum() == V, "every token in one bin"
+    with pytest.raises(ValueError, match=r"scores: expected shape \(60,\)"):
+        plots.neuron(neurons, "L0N7", scores=scores[:-1])
+    with pytest.raises(ValueError, match="give those of this neuron"):
+        plots.neuron(neurons, "L0N7", scores=x[6] @ W_U)
+
+
+def test_specialisation_by_layer(two_layers):
+    figure = plots.specialisation(two_layers)
+    null, neurons, largest, null_kurtosis, kurtosis, _ = figure.data
+    tops = torch.cat([two_layers.positive.z[..., 0], two_layers.negative.z[..., 0]], dim=1)
+    assert values(neurons.median) == pytest.approx(tops.double().quantile(0.5, dim=1).tolist())
+    assert values(null.q3) == pytest.approx(two_layers.null.quantile(0.75).tolist(), rel=1e-5)
+    assert values(kurtosis.upperfence) == pytest.approx(two_layers.kurtosis.double().quantile(0.99, dim=1).tolist())
+    assert values(null_kurtosis.median) == pytest.approx(
+        two_layers.null.quantile(0.5, of="kurtosis").tolist(), abs=1e-6
+    )
+    layer, index = (int(part) for part in largest.customdata[0])
+    best = max(*two_layers[layer, index].positive, *two_layers[layer, index].negative, key=lambda hit: hit.z)
+    assert largest.y[0] == pytest.approx(best.z) == pytest.approx(float(tops[0].max()))
+    assert largest.text[0] == theme.quoted(best.token)
+
+
+def test_agreement_by_layer_and_by_specialisation(maps):
+    comparison = compare(*maps)
+    own, null, parts = plots.agreement(comparison, parts=4).data
+    assert values(own.y) == pytest.approx(comparison.by_layer.tolist())
+    assert values(null.y) == pytest.approx(comparison.null_by_layer.tolist())
+    assert values(parts.y) == pytest.approx(comparison.by_specialisation(4)["agreement"].tolist())
+
+
+def test_where_changed_neurons_sit(maps):
+    comparison = compare(*maps)
+    same, other = plots.changed(comparison).data
+    assert len(same.x) == int(comparison.same_top.sum()) and len(other.x) == int((~comparison.same_top).sum()) > 0
+    index = int(other.customdata[0][1])
+    before, after = (map[0, index].positive[0].token for map in maps)
+    assert other.text[0] == f"{before!r} → {after!r}" and before != after
+    assert other.y[0] == pytest.approx(maps[0][0, index].positive[0].z)
 
 
 def test_a_dose_curve(bridge):
@@ -36,16 +129,119 @@ def test_a_dose_curve(bridge):
     figure = plots.dose_curve(curve)
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert [line.name for line in lines] == ["' dog'", repr(curve.tokens[1])]
-    assert list(lines[0].x) == [0.0, 8.0]
-    assert list(lines[0].y) == pytest.approx(curve.prob[[1, 0], :, 0].mean(1).tolist())
-    assert len(figure.layout.shapes) == 2, "the unclamped probability of each token"
-    assert data(figure)
+    assert values(lines[0].x) == [0.0, 8.0]
+    assert values(lines[0].y) == pytest.approx(curve.prob[[1, 0], :, 0].mean(1).tolist())
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx(curve.unclamped_prob.mean(0).tolist())
 
 
-def test_agreement_by_layer(maps):
+def test_validation_beside_its_controls(validation):
+    figure = plots.validation(validation, validation)
+    controls = [trace for trace in figure.data if trace.type == "violin"]
+    assert values(controls[1].y) == pytest.approx(validation.control_effects.flatten().tolist())
+    dots = [trace for trace in figure.data if trace.type == "scatter"]
+    shown = {row[0]: y for trace in dots for row, y in zip(trace.customdata, trace.y, strict=True)}
+    assert shown == pytest.approx({record["neuron"]: record["dlogp"] for record in validation.records})
+    assert f"{validation.share_raised():.0%} raised" in figure.layout.xaxis.ticktext[0]
+    with pytest.raises(ValueError, match="at least one Validation"):
+        plots.validation()
+
+
+def test_lens_effects():
+    columns = pd.Index(["layer", "dose", "reading", "correlation"])
+    rows = [
+        (layer, dose, name, layer / 4 + dose / 40)
+        for layer in (0, 1)
+        for dose in (1.0, 5.0)
+        for name in ("lens", "plain")
+    ]
+    figure = plots.lens_effects(pd.DataFrame(rows, columns=columns))
+    assert [values(trace.y) for trace in figure.data] == [[0.025, 0.275]] * 2 + [[0.125, 0.375]] * 2
+    with pytest.raises(ValueError, match="reading, correlation missing"):
+        plots.lens_effects(pd.DataFrame(rows, columns=columns).drop(columns=["reading", "correlation"]))
+
+
+def test_the_atlas_keeps_the_principal_components(maps, x):
+    hits = maps[0].specialised(40, quantile=0.5)
+    rows = torch.stack([x[hit.neuron.index] * (1 if hit.pole == "positive" else -1) for hit in hits])
+    figure = plots.neuron_atlas(x[[hit.neuron.index for hit in hits]], hits, clusters=3)
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    shares = torch.linalg.svdvals(unit - unit.mean(0)).square()
+    points = np.concatenate([np.stack([trace.x, trace.y], axis=1) for trace in figure.data])
+    assert len(points) == len(hits) and len(figure.data) == 3
+    assert points.var(0) / (unit - unit.mean(0)).square().mean(0).sum().item() == pytest.approx(
+        shares[:2] / shares.sum(), rel=1e-4
+    )
+    shown = {(int(row[1]), text) for t in figure.data for row, text in zip(t.customdata, t.text, strict=True)}
+    assert shown == {(hit.neuron.index, theme.quoted(hit.token)) for hit in hits}
+    with pytest.raises(ValueError, match=r"expected \[80, d_model\]"):
+        plots.neuron_atlas(x[:5], maps[0])
+    with pytest.raises(ValueError, match="1 to 6"):
+        plots.neuron_atlas(x, maps[0], clusters=7)
+
+
+def test_a_map_and_its_hits_give_one_atlas(maps, x):
+    whole = plots.neuron_atlas(x, maps[0], clusters=1).data[0]
+    hits = maps[0].specialised(N, quantile=0.0)
+    assert len(hits) == N, "each pole's z exceeds the null's lowest"
+    listed = plots.neuron_atlas(x[[hit.neuron.index for hit in hits]], hits, clusters=1).data[0]
+    order = np.argsort(listed.customdata[:, 1])
+    assert values(np.asarray(listed.x)[order]) == pytest.approx(values(whole.x), abs=1e-4)
+    assert np.asarray(listed.text)[order].tolist() == list(whole.text)
+
+
+def all_figures(maps, x, two_layers, validation, curve, look):
     comparison = compare(*maps)
-    figure = plots.agreement(comparison)
-    own, null = figure.data
-    assert list(own.y) == pytest.approx(comparison.by_layer.tolist())
-    assert list(null.y) == pytest.approx(comparison.null_by_layer.tolist())
-    assert f"{comparison.agreement:.1%}" in own.name and data(figure)
+    frame = pd.DataFrame({"layer": [0, 1], "dose": 1.0, "reading": "plain", "correlation": [0.5, 0.9]})
+    return [
+        plots.token_by_layer(two_layers, 5, theme=look),
+        plots.neuron(maps[0], "L0N8", theme=look),
+        plots.specialisation(two_layers, theme=look),
+        plots.agreement(comparison, parts=4, theme=look),
+        plots.changed(comparison, theme=look),
+        plots.dose_curve(curve, theme=look),
+        plots.validation(validation, theme=look),
+        plots.lens_effects(frame, theme=look),
+        plots.neuron_atlas(x, maps[0], theme=look),
+    ]
+
+
+@pytest.fixture(scope="module")
+def curve(bridge):
+    return clamp_sweep(bridge, "L1N3", [0.0, 8.0], ["a dog"], [" dog"])
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_every_figure_is_titled_named_and_themed(maps, x, two_layers, validation, curve, look):
+    figures = all_figures(maps, x, two_layers, validation, curve, look)
+    assert len(figures) == len(plots.__all__)
+    for figure in figures:
+        sent = json.dumps(json.loads(figure.to_json()))
+        assert figure.layout.title.text and figure.layout.title.subtitle.text
+        assert figure.layout.template.layout.paper_bgcolor == theme.of(look).background
+        axes = re.findall(r'"[xy]axis\d*": \{[^}]*?"title": \{"text": "[^"]+', sent)
+        assert len(axes) >= 2, "both axes are named"
+        assert "<b>ex" not in sent and "\\u202e" not in sent.replace("\\\\u202e", ""), "a token is no markup"
+
+
+def test_the_two_themes_differ_in_colours_alone(maps, x, two_layers, validation, curve):
+    light, dark = (
+        [figure.to_json() for figure in all_figures(maps, x, two_layers, validation, curve, look)]
+        for look in ("light", "dark")
+    )
+    swap = dict(theme.pairs())
+    assert set(swap).isdisjoint(swap.values()), "so that a figure of either theme can be told and recoloured"
+    swapped = [re.sub("#[0-9A-F]{6}", lambda match: swap.get(match[0], match[0]), figure) for figure in light]
+    assert swapped == dark
+
+
+def test_an_unknown_theme(two_layers):
+    with pytest.raises(ValueError, match='"light" or "dark", got \'pink\''):
+        plots.token_by_layer(two_layers, 5, theme="pink")
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no chromium to draw with")
+def test_a_figure_becomes_a_picture(two_layers, tmp_path):
+    pytest.importorskip("kaleido")
+    path = tmp_path / "figure.png"
+    plots.token_by_layer(two_layers, 5).write_image(path, width=400, height=300)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000

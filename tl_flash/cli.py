@@ -223,6 +223,40 @@ def validate(
     _print([result], as_json)
 
 
+@app.command()
+def report(
+    maps: Annotated[list[Path], typer.Argument(metavar="MAP...", help="Maps of one model, one a side.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the page.")] = Path("report.html"),
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another model's map; give it again for more sides.")
+    ] = None,
+    validation: Annotated[list[Path] | None, typer.Option(help="What `tl-flash validate --json` printed.")] = None,
+    figures: Annotated[bool, typer.Option(help="Carry figures, and plotly to draw them.")] = True,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Write the explorer: one HTML page that searches maps and needs no network.
+
+    Example: `tl-flash report base.safetensors --compare instruct.safetensors -o base.html`
+    """
+    import pandas as pd
+
+    import tl_flash
+    from tl_flash import report as explorer
+
+    loaded = [_load(path) for path in maps]
+    sides = {map.side: map for map in loaded}
+    others = [_load(path) for path in compare or ()]
+    page = explorer.write(
+        loaded,
+        out,
+        compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
+        validation=[pd.DataFrame(json.loads(path.read_text())) for path in validation or ()],
+        figures=None if figures else (),
+        title=title,
+    )
+    typer.echo(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 

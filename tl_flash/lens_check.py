@@ -99,10 +99,12 @@ def check_lens(
                         "top_raised": float(score.argmax() in raised),
                     }
                 )
-    grouped = pd.DataFrame(rows).groupby(["layer", "dose", "reading"])
-    frame = grouped.mean()
-    frame.insert(1, "correlation_stderr", grouped["correlation"].sem())
-    return frame.reset_index()
+    groups = pd.DataFrame(rows).groupby(["layer", "dose", "reading"], as_index=False)
+    return groups.agg(
+        correlation=("correlation", "mean"),
+        correlation_stderr=("correlation", "sem"),
+        top_raised=("top_raised", "mean"),
+    )
 
 
 def _readings(

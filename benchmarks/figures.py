@@ -1,0 +1,115 @@
+"""README's figures and the explorer's screenshots, made of the embedded pair, in light and dark.
+
+    python -m benchmarks.figures [--all FOLDER]
+
+Without `--all`, the few that README shows, into benchmarks/results/figures; with it, one of each kind, into FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+import torch
+from torch import Tensor
+
+from tests.browser import chromium, opened
+from tl_flash import (
+    Comparison,
+    NeuronMap,
+    Validation,
+    check_lens,
+    clamp_sweep,
+    compare,
+    demo,
+    flash_decode,
+    jacobian_lens,
+    plots,
+    report,
+    validate,
+)
+from tl_flash.demo.tour import doses
+from tl_flash.models import read
+
+FOLDER = Path(__file__).parent / "results" / "figures"
+THEMES = ("light", "dark")
+SIDES = ("out", "in", "gate")
+README = ("dose_curve", "validation")
+SHOTS = (("light", 1280, 800, False), ("dark", 1280, 800, True), ("phone", 390, 780, False))
+
+
+def figures(
+    base: Any, maps: dict[str, NeuronMap], validations: list[Validation], comparison: Comparison
+) -> dict[str, Callable[..., go.Figure]]:
+    """One figure of each kind, to be drawn in a theme."""
+    out = maps["out"]
+    dog, hits = out.find(" dog", n=1)[0], out.specialised(600)
+    curve = clamp_sweep(base, dog.neuron, doses(base, dog), demo.NEUTRAL_PROMPTS, [" dog", " cat", " horse"])
+    x, W_U = write_directions(base)
+    rows = [hit.neuron.layer * out.d_mlp + hit.neuron.index for hit in [dog, *hits]]
+
+    @functools.cache
+    def lens_frame() -> pd.DataFrame:
+        lens = jacobian_lens(base, demo.texts(64))
+        return check_lens(base, lens, demo.texts(16, seed=1), n=20)
+
+    return {
+        "token_by_layer": functools.partial(plots.token_by_layer, out, " dog"),
+        "neuron": functools.partial(plots.neuron, out, dog.neuron, scores=x[rows[0]] @ W_U),
+        "specialisation": functools.partial(plots.specialisation, out),
+        "agreement": functools.partial(plots.agreement, comparison),
+        "changed": functools.partial(plots.changed, comparison),
+        "dose_curve": functools.partial(plots.dose_curve, curve),
+        "validation": functools.partial(plots.validation, *validations),
+        "lens_effects": lambda theme: plots.lens_effects(lens_frame(), theme=theme),
+        "neuron_atlas": functools.partial(plots.neuron_atlas, x[rows[1:]], hits),
+    }
+
+
+def write_directions(model: Any) -> tuple[Tensor, Tensor]:
+    """All write directions [neuron, d_model], layer by layer, and the folded unembedding."""
+    weights = read(model)
+    gain = torch.ones(len(weights.W_U)) if weights.final_gain is None else weights.final_gain
+    x = torch.cat([weights.directions(layer, "out") for layer in range(weights.n_layers)])
+    return x, weights.W_U.detach().float() * gain[:, None]
+
+
+def screenshots(page: Path, neuron: str, folder: Path) -> None:
+    """The explorer on a desktop with a neuron open, in light and dark, and on a phone."""
+    for name, width, height, dark in SHOTS:
+        with chromium(width, height, dark) as browser:
+            opened(browser, page, "#q=+dog" + ("" if name == "phone" else f"&neuron={neuron}"))
+            browser.save_screenshot(str(folder / f"explorer-{name}.png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", type=Path, metavar="FOLDER")
+    given = parser.parse_args().all
+    folder = given or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    base, instruct = demo.load("base"), demo.load("instruct")
+    maps = {side: flash_decode(base, side=side, tokens=[" dog"]) for side in SIDES}
+    comparisons = {side: compare(map, flash_decode(instruct, side=side)) for side, map in maps.items()}
+    validations = [validate(base, map, n=30) for map in maps.values()]
+    kinds = figures(base, maps, validations, comparisons["in"])
+    drawn = {f"{kind}-{theme}": kinds[kind](theme=theme) for kind in (kinds if given else README) for theme in THEMES}
+    heights = [figure.layout.height or 540 for figure in drawn.values()]
+    pio.write_images(list(drawn.values()), [folder / f"{name}.png" for name in drawn], width=960, height=heights)
+    with tempfile.TemporaryDirectory() as temporary:
+        page = Path(temporary) / "page.html"
+        report.write(list(maps.values()), page, compare=list(comparisons.values()), validation=validations)
+        screenshots(page, str(maps["out"].find(" dog", n=1)[0].neuron), folder)
+    for path in sorted(folder.glob("*.png")):
+        print(f"{path.name:28}{path.stat().st_size / 1e3:6.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
