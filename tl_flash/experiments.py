@@ -113,7 +113,7 @@ def clamp_sweep(
     ids, names = _tokens(model, tokens)
     neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts)
     before = Answers.of(model, texts, batch_size)
-    doses = [(neuron, float(value)) for value in values]
+    doses = [(neuron, float(value) + 0.0) for value in values]  # -0.0 + 0.0 is 0.0
     clamped = answers_alone(model, texts, doses, positions=positions, batch_size=batch_size)
     read = [
         (answer.log_probs[:, ids].exp(), answer.logits[:, ids], _ranks(answer, ids))
@@ -122,7 +122,7 @@ def clamp_sweep(
     prob, logit, rank = (torch.stack(part) for part in zip(*read, strict=True))
     return DoseCurve(
         neuron=neuron,
-        values=torch.tensor([float(value) for value in values]),
+        values=torch.tensor([value for _, value in doses]),
         tokens=names,
         prob=prob,
         logit=logit,

@@ -120,7 +120,7 @@ def doses(model: Any, hit: Hit, *, of_read: bool = False) -> list[float]:
     """Multiples of a neuron's max|hook_post| over texts, with the sign that should raise its label."""
     largest = activation_stats(model, demo.texts(200), layers=[hit.neuron.layer])[hit.neuron].abs_max
     up = hit.write_z > 0 if of_read else hit.pole == "positive"
-    return [multiple * largest * (1 if up else -1) + 0.0 for multiple in MULTIPLES]  # + 0.0 turns -0.0 into 0.0
+    return [multiple * largest * (1 if up else -1) for multiple in MULTIPLES]
 
 
 def _write(figure: go.Figure, path: Path) -> None:
