@@ -22,7 +22,7 @@ def test_other_names_are_refused(name):
         Neuron.parse(name)
 
 
-@pytest.mark.parametrize("neuron", [3, None, (3,), (3, 17, 1), (3, 1.5), (True, 2), [3, 17]])
+@pytest.mark.parametrize("neuron", [3, None, (3,), (3, 17, 1, 2), (3, 1.5), (True, 2), [3, 17]])
 def test_other_things_are_refused(neuron):
     with pytest.raises(TypeError, match="neuron"):
         Neuron.of(neuron)

@@ -8,7 +8,7 @@ from tl_flash.experiments import DoseCurve, MentionRate, clamp_sweep, mention_ra
 from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens, jacobian_lens
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
+from tl_flash.neurons import ExpertNeuron, Neuron
 from tl_flash.top_tokens import TopTokens
 from tl_flash.validation import Validation, validate
 
@@ -16,6 +16,7 @@ __all__ = [
     "ActivationStats",
     "Comparison",
     "DoseCurve",
+    "ExpertNeuron",
     "Hit",
     "Hits",
     "JacobianLens",

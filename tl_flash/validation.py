@@ -16,7 +16,7 @@ from tl_flash.clamp import Positions, clamp
 from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
+from tl_flash.neurons import AnyNeuron, Neuron
 from tl_flash.progress import track
 from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.weights import MLPWeights
@@ -147,7 +147,7 @@ def validate(
     for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
         token = hits.token_id(hit)
 
-        def effect(neuron: Neuron, dose: float = dose) -> Answers:
+        def effect(neuron: AnyNeuron, dose: float = dose) -> Answers:
             with clamp(model, {neuron: dose}, positions=positions):
                 return Answers.of(model, texts, batch_size)
 
@@ -163,6 +163,8 @@ def validate(
 def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
     """Refuse labels that this model's weights do not give."""
     map = hits.map
+    if map.n_experts is not None:
+        raise ValueError("labels: of a mixture of experts, whose neurons no hook carries; expected a dense model's map")
     if map.side not in weights.sides:
         raise ValueError(f'labels: expected a map of side "in", "gate" or "out", got side {map.side!r}')
     if map.source.lens != (None if lens is None else lens.fingerprint):
@@ -224,7 +226,7 @@ class _Peers:
         self._generator = torch.Generator().manual_seed(seed)
         self._norms: dict[int, Tensor] = {}
 
-    def of(self, neuron: Neuron) -> list[Neuron]:
+    def of(self, neuron: AnyNeuron) -> list[Neuron]:
         """Draw the controls of a neuron."""
         if neuron.layer not in self._norms:
             self._norms[neuron.layer] = self._weights.directions(neuron.layer, "out").norm(dim=-1).cpu()
