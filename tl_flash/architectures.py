@@ -203,6 +203,6 @@ def architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(
             f"architecture {name!r} is not known; known are {', '.join(ARCHITECTURES)}. "
-            "Load the model as a TransformerLens TransformerBridge and decode that instead"
+            "Load the model as a TransformerLens TransformerBridge and decode that instead (--surface bridge)"
         )
     return ARCHITECTURES[name]

@@ -78,6 +78,9 @@ def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, 
     """Write an artefact beside `path`, flush it to the disk, and only then give it its name.
 
     A crash on the way leaves an older file at `path` as it was.
+
+    Raises:
+        OSError: it cannot be written, for want of space for one.
     """
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -87,7 +90,10 @@ def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, 
     try:
         partial.touch()
         mode = partial.stat().st_mode  # as the umask has it; safetensors writes files that only their owner may read
-        save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
+        try:
+            save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:  # which it raises where the disk is full, too
+            raise OSError(f"{path}: could not be written ({error})") from error
         partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
