@@ -14,6 +14,8 @@ from tl_flash.weights import Layer, MLPWeights, require_finite
 
 # A bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
 _POST_NORMS = ("post_feedforward_layernorm", "output.LayerNorm")
+# Their experts stack [gate, up] by [output, input]; others stack otherwise.
+_STACKED_EXPERTS = ("MixtralExperts", "Qwen3MoeExperts")
 _POST_NORM_ONLY = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 
@@ -93,10 +95,8 @@ def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
     pre, post = _norms(block, layer, cfg)
     gains = {"gain_pre": _norm_gain(pre, cfg), "gain_post": _norm_gain(post, cfg)}
     experts = _experts(mlp)
-    if experts:
-        up, gate, down = (
-            tuple(getattr(expert, name).weight.detach() for expert in experts) for name in ("W_in", "W_gate", "W_out")
-        )
+    if experts is not None:
+        up, gate, down = experts
         return Layer(up, tuple(matrix.T for matrix in down), gate, **gains)
     gate = getattr(mlp, "W_gate", None)
     return Layer(
@@ -107,12 +107,18 @@ def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
     )
 
 
-def _experts(mlp: Any) -> list[Any]:
-    """HookedTransformer's experts, each with three linear maps; none where the MLP is dense or hides them."""
+def _experts(mlp: Any) -> tuple[tuple[Tensor, ...], ...] | None:
+    """Up, gate and down [output, input] of every expert; None where the MLP is dense, or its experts are not known."""
     experts = getattr(mlp, "experts", None)
-    if not isinstance(experts, torch.nn.ModuleList):
-        return []
-    return [expert for expert in experts if isinstance(getattr(expert, "W_in", None), torch.nn.Linear)]
+    if experts is not None and type(experts).__name__ in _STACKED_EXPERTS:
+        gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
+        return up.unbind(), gate.unbind(), experts.down_proj.detach().unbind()
+    if not isinstance(experts, torch.nn.ModuleList) or not all(hasattr(expert, "W_in") for expert in experts):
+        return None
+    up, gate, down = (
+        tuple(getattr(expert, name).weight.detach() for expert in experts) for name in ("W_in", "W_gate", "W_out")
+    )
+    return up, gate, down
 
 
 def _norms(block: Any, layer: int, cfg: Any) -> tuple[Any, Any]:
@@ -145,7 +151,7 @@ def _dense_fault(block: Any) -> str | None:
     mlp = getattr(block, "mlp", None)
     if mlp is None:
         return "no MLP"
-    if _experts(mlp):
+    if _experts(mlp) is not None:
         return None
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not torch.is_tensor(W_in) or not torch.is_tensor(W_out):
