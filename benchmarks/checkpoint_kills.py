@@ -2,17 +2,18 @@
 
     python -m benchmarks.checkpoint_kills [--kills 20] [--seed 0]
 
-Each start is the real command line in a process of its own, ended by SIGKILL at a moment drawn between its first sight
-of the weights and its end; where a run ends before its kill, its map is compared, too, and the next starts anew.
+Each start runs the command line in a process of its own (forked, so that nothing has to be imported again), ended by
+SIGKILL at a moment drawn between its start and the time that a whole decode takes; where a run ends before its kill,
+its map is compared, too, and the next starts anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-N_LAYERS, D_VOCAB, D_MODEL, D_MLP = 48, 8_000, 256, 1024
+from tl_flash import resume  # noqa: F401 - imported before any fork
+from tl_flash.cli import main as tl_flash
+
+N_LAYERS, D_VOCAB, D_MODEL, D_MLP = 48, 4_000, 128, 512
 
 
 def main() -> None:
@@ -34,22 +38,24 @@ def main() -> None:
         folder = Path(name)
         make(folder)
         whole, out = folder / "undisturbed.safetensors", folder / "map.safetensors"
-        took = finish(start(folder, whole), whole)
-        print(f"undisturbed: {took:.2f} s from the first part to the end")
+        began = time.perf_counter()
+        if ended(start(folder, whole)) != 0:
+            raise SystemExit("the undisturbed decode failed")
+        took = time.perf_counter() - began
+        print(f"undisturbed: {took:.2f} s")
         kills = 0
         while kills < args.kills:
-            process = start(folder, out)
-            kept = begun(process, out)
+            found, process = kept(out), start(folder, out)
             time.sleep(random.uniform(0, took))
-            process.kill()
-            killed = process.wait() == -9
-            kills += killed
-            parts = len(list(out.with_name(f"{out.name}.parts").glob("layer*")))
-            print(f"kill {kills}: {kept} parts found, {parts} kept" if killed else "ended before it could be killed")
+            os.kill(process, signal.SIGKILL)
+            if ended(process) == -signal.SIGKILL:
+                kills += 1
+                print(f"kill {kills}: {found} parts found, {kept(out)} kept")
             if out.exists():
                 same(out, whole)
                 out.unlink()
-        finish(start(folder, out), out)
+        if ended(start(folder, out)) != 0:
+            raise SystemExit("the last decode failed")
         same(out, whole)
         print(f"{kills} kills: the same {out.stat().st_size} bytes; left beside it: {leftovers(folder)}")
 
@@ -72,30 +78,22 @@ def make(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]} | sizes))
 
 
-def start(folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tl_flash", "decode", str(folder), "-o", str(out), "-k", "5"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(folder: Path, out: Path) -> int:
+    """Begin a decode; returns its process's id."""
+    process = os.fork()
+    if process == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(tl_flash(["decode", str(folder), "-o", str(out), "-k", "5"]))
+    return process
 
 
-def begun(process: subprocess.Popen[bytes], out: Path) -> int:
-    """Wait until a run has taken up its folder of parts; returns how many parts it found there."""
-    plan = out.with_name(f"{out.name}.parts") / "plan.json"
-    found = len(list(plan.parent.glob("layer*")))
-    if found:
-        time.sleep(random.uniform(0, 4))  # the folder is there already: somewhere from import to decoding
-        return found
-    while not plan.exists() and process.poll() is None:
-        time.sleep(1e-3)
-    return found
+def ended(process: int) -> int:
+    """Wait; the exit status, or the signal that ended it, negative."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def finish(process: subprocess.Popen[bytes], out: Path) -> float:
-    """Seconds from the folder's making to the end."""
-    begun(process, out)
-    began = time.perf_counter()
-    if process.wait() != 0:
-        raise SystemExit(f"the command failed with status {process.returncode}")
-    return time.perf_counter() - began
+def kept(out: Path) -> int:
+    return len(list(out.with_name(f"{out.name}.parts").glob("layer*")))
 
 
 def same(out: Path, whole: Path) -> None:

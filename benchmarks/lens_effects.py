@@ -2,26 +2,22 @@
 
     python -m benchmarks.lens_effects MODEL [--surface bridge]
 
-J comes from texts that the model writes itself; effects are measured on others. Random neurons of each layer are
-clamped at every position to 1, 5 and 20 standard deviations of their hook_post; the effect is the change of the log-
-probabilities at the last position, mean over the texts. The reading is correlated with it over the vocabulary.
+J comes from texts that the model writes itself; effects are measured on others, by `check_lens`. With `--explain` the
+same by what J was made from (more texts, the very texts that effects are measured on) and at a dose near zero.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from tl_flash import activation_stats, clamp, jacobian_lens, loading, models
-from tl_flash.lens import JacobianLens
-from tl_flash.neurons import Neuron
-from tl_flash.progress import track
-from tl_flash.prompts import Answers, Prompts
+from tl_flash import check_lens, jacobian_lens, loading
 
-DOSES = (1.0, 5.0, 20.0)
+DOSES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,47 +30,53 @@ def texts(model, count: int, length: int, seed: int) -> torch.Tensor:
     )
 
 
-def readings(model, layer: int, lens: JacobianLens) -> dict[str, torch.Tensor]:
-    """Logits [neuron, d_vocab] of every write direction, vocabulary mean taken off, plain and through the lens."""
-    weights = models.read(model)
-    W_U = weights.W_U.detach().float()
-    if weights.final_gain is not None:
-        W_U = weights.final_gain[:, None] * W_U
-    x = weights.directions(layer, "out")
-    both = {"plain": x @ W_U, "lens": lens.carry(x, layer) @ W_U}
-    return {name: scores - scores.mean(-1, keepdim=True) for name, scores in both.items()}
+def measure(model, neurons: int, seed: int) -> pd.DataFrame:
+    """The table of all layers, doses and both readings."""
+    lens = jacobian_lens(model, texts(model, 48, 40, seed))
+    errors = [round(error, 3) for error in lens.relative_error().tolist()]
+    print(f"{lens!r}; relative standard error by layer {errors}")
+    return check_lens(model, lens, texts(model, 24, 40, seed + 1), n=neurons, doses=DOSES)
 
 
-def measure(model, n_neurons: int, seed: int) -> pd.DataFrame:
-    lens_texts, test_texts = texts(model, 48, 40, seed), texts(model, 24, 40, seed + 1)
-    lens = jacobian_lens(model, lens_texts)
-    prompts = Prompts.of(model, test_texts)
-    stats = activation_stats(model, test_texts)
-    before = Answers.of(model, prompts).log_probs
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for layer in range(len(model.blocks)):
-        scores = readings(model, layer, lens)
-        for index in track(
-            torch.randperm(stats.std.shape[1], generator=generator)[:n_neurons].tolist(), f"layer {layer}", None
-        ):
-            neuron = Neuron(layer, index)
-            for dose in DOSES:
-                with clamp(model, {neuron: dose * stats[neuron].std}):
-                    effect = (Answers.of(model, prompts).log_probs - before).mean(0)
-                raised = effect.topk(10).indices
-                for name, score in scores.items():
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "dose_std": dose,
-                            "reading": name,
-                            "correlation": float(torch.corrcoef(torch.stack([score[index], effect]))[0, 1]),
-                            "top_token_raised": float(score[index].argmax() in raised),
-                        }
-                    )
-    print(f"{lens!r}; relative standard error by layer {[round(e, 3) for e in lens.relative_error().tolist()]}")
-    return pd.DataFrame(rows).groupby(["layer", "dose_std", "reading"], as_index=False).mean()
+def explain(model, neurons: int, seed: int) -> pd.DataFrame:
+    """Correlations through the lens by what J was made from: clamps to 5 standard deviations, and 0.01 of one added."""
+    tested = texts(model, 24, 40, seed + 1)
+    sources = {
+        "48 texts": texts(model, 48, 40, seed),
+        "192 texts": texts(model, 192, 40, seed + 2),
+        "the texts tested": tested,
+        "one text, tested on it": tested[:1],
+    }
+    parts = []
+    for name, source in sources.items():
+        lens = jacobian_lens(model, source)
+        on = tested[:1] if len(source) == 1 else tested
+        for dose, mode in ((0.01, "add"), (5.0, "set")):
+            frame = check_lens(model, lens, on, n=neurons, doses=(dose,), mode=mode)
+            parts.append(frame.assign(J=name, clamp=f"{mode} {dose:g} std"))
+    frame = pd.concat(parts)
+    return frame[frame["reading"] == "lens"].pivot_table(index="layer", columns=["clamp", "J"], values="correlation")
+
+
+def cost(model, seed: int) -> str:
+    """Time of one sweep for all layers over that of the plain loop, a lens a layer."""
+    tokens, layers = texts(model, 8, 40, seed), range(len(model.blocks))
+
+    def timed(work) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    rounds = [
+        (
+            timed(lambda: jacobian_lens(model, tokens)),
+            timed(lambda: [jacobian_lens(model, tokens, layers=[layer]) for layer in layers]),
+        )
+        for _ in range(3)
+    ]
+    sweep, loop = (sorted(part)[1] for part in zip(*rounds, strict=True))
+    ratio = f"{loop / sweep:.1f} times"
+    return f"all {len(layers)} layers from one sweep {sweep:.2f} s, a loop over layers {loop:.2f} s: {ratio}"
 
 
 def main() -> None:
@@ -83,12 +85,21 @@ def main() -> None:
     parser.add_argument("--surface", default="bridge")
     parser.add_argument("--neurons", type=int, default=60, help="a layer")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--explain", action="store_true", help="where the lens falls short: texts, mean or dose")
+    parser.add_argument("--cost", action="store_true", help="time one sweep against a loop over layers")
     arguments = parser.parse_args()
-    frame = measure(loading.load(arguments.model, arguments.surface), arguments.neurons, arguments.seed)
+    model = loading.load(arguments.model, arguments.surface)
+    if arguments.cost:
+        print(cost(model, arguments.seed))
+        return
+    if arguments.explain:
+        print(explain(model, arguments.neurons, arguments.seed).to_string(float_format="{:.2f}".format))
+        return
+    frame = measure(model, arguments.neurons, arguments.seed)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"lens_effects_{Path(arguments.model).name}.csv"
     frame.to_csv(path, index=False, float_format="%.4f")
-    table = frame.pivot(index="layer", columns=["dose_std", "reading"], values=["correlation", "top_token_raised"])
+    table = frame.pivot(index="layer", columns=["dose", "reading"], values=["correlation", "top_raised"])
     print(table.to_string(float_format="{:.2f}".format))
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 

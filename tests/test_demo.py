@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tl_flash import NeuronMap, demo
-from tl_flash.demo.tour import coherent_neurons, named_concepts, tour
+from tl_flash.demo.tour import named_concepts, tour
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,12 @@ def test_named_concepts_are_above_the_null(told):
 def test_coherent_neurons_write_what_they_read(told):
     neurons = NeuronMap.load(told[1] / "base-in.safetensors")
     bars = neurons.null.quantile()
-    for hit in coherent_neurons(neurons):
-        assert min(hit.z, abs(hit.write_z)) > float(bars[neurons.row(hit.neuron)])
+    specialised = neurons.specialised(len(neurons), by="coherence")
+    coherent = specialised.coherent()
+    assert coherent
+    assert [hit for hit in specialised if abs(hit.write_z) > float(bars[neurons.row(hit.neuron)])] == list(coherent)
+    with pytest.raises(ValueError, match='side "out"'):
+        NeuronMap.load(told[1] / "base-out.safetensors").specialised(3).coherent()
 
 
 @pytest.mark.parametrize("name", demo.MODELS)

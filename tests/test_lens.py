@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import compare, decode_directions, flash_decode, models, validate
+from tl_flash import activation_stats, check_lens, clamp, compare, decode_directions, flash_decode, models, validate
 from tl_flash.lens import JacobianLens, jacobian_lens, signature
-from tl_flash.prompts import Prompts
+from tl_flash.prompts import Answers, Prompts
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
 SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
@@ -231,3 +231,45 @@ def test_validation_through_the_lens(bridge, lens):
     assert validate(bridge, hits, prompts=PROMPTS, controls=2, lens=lens).share_raised() > 0
     with pytest.raises(ValueError, match="the lens that the map was made with"):
         validate(bridge, hits, prompts=PROMPTS, controls=2)
+
+
+def test_check_lens_measures_one_clamp_at_a_time(bridge):
+    lens = jacobian_lens(bridge, PROMPTS)
+    texts = ["the cat", "a red house and a dog"]
+    frame = check_lens(bridge, lens, texts, n=1, doses=[0.5, 5.0], seed=3)
+    assert len(frame) == len(lens.layers) * 2 * 2
+    assert list(frame.columns) == ["layer", "dose", "reading", "correlation", "correlation_stderr", "top_raised"]
+    generator = torch.Generator().manual_seed(3)
+    stats, weights = activation_stats(bridge, texts), models.read(bridge)
+    W_U = weights.W_U.float() * weights.final_gain[:, None]
+    prompts = Prompts.of(bridge, texts)
+    for layer in lens.layers:
+        index = int(torch.randperm(weights.d_mlp, generator=generator)[0])
+        before = Answers.of(bridge, prompts).log_probs
+        with clamp(bridge, {(layer, index): 5.0 * stats[layer, index].std}):
+            effect = (Answers.of(bridge, prompts).log_probs - before).mean(0)
+        x = weights.directions(layer, "out")[[index]]
+        for reading, scores in (("plain", x @ W_U), ("lens", lens.carry(x, layer) @ W_U)):
+            row = frame.query(f"layer == {layer} and dose == 5 and reading == '{reading}'").iloc[0]
+            expected = torch.corrcoef(torch.stack([scores[0], effect]))[0, 1]
+            assert row["correlation"] == pytest.approx(float(expected), abs=1e-4)
+            assert row["top_raised"] == float(scores[0].argmax() in effect.topk(10).indices)
+
+
+def test_the_lens_predicts_small_effects_on_its_own_prompt(bridge):
+    tokens = bridge.to_tokens("the cat and a dog ran")
+    frame = check_lens(bridge, jacobian_lens(bridge, tokens), tokens, n=8, doses=[0.01], mode="add")
+    correlation = frame.set_index(["reading", "layer"])["correlation"]
+    assert (correlation["lens"] > 0.99).all()
+    assert correlation["plain"].loc[0] < correlation["lens"].loc[0]
+
+
+def test_check_lens_refuses(bridge):
+    lens = jacobian_lens(bridge, PROMPTS)
+    with pytest.raises(ValueError, match="n: expected 1 to"):
+        check_lens(bridge, lens, PROMPTS, n=10**6)
+    with pytest.raises(ValueError, match="doses: expected at least one"):
+        check_lens(bridge, lens, PROMPTS, n=2, doses=[])
+    other = dataclasses.replace(lens, signature=lens.signature + 1)
+    with pytest.raises(ValueError, match="another model"):
+        check_lens(bridge, other, PROMPTS, n=2)

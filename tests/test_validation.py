@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from tl_flash import clamp, decode_directions, flash_decode, validate
+from tl_flash import activation_stats, clamp, decode_directions, flash_decode, validate
 from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.validation import COLUMNS, DOSE, benjamini_hochberg, student_tail
 
@@ -64,6 +64,12 @@ def test_the_dose_is_in_the_neurons_own_units(model, hits, result):
             largest = max(largest, float(act[start:].abs().max()))
         assert abs(row["value"]) == pytest.approx(DOSE * largest, rel=1e-4)
         assert (row["value"] > 0) == (hit.pole == "positive")
+
+
+def test_the_units_may_come_from_other_texts(model, hits):
+    stats = activation_stats(model, ["the red house and the cat", "a dog ran"])
+    for hit, row in zip(hits, validate(model, hits, prompts=PROMPTS, controls=2, stats=stats).records, strict=True):
+        assert abs(row["value"]) == pytest.approx(DOSE * stats[hit.neuron].abs_max, rel=1e-6)
 
 
 def test_in_labels_are_clamped_by_the_sign_of_write_z(model):

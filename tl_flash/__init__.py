@@ -7,6 +7,7 @@ from tl_flash.decode import decode_directions, flash_decode
 from tl_flash.experiments import DoseCurve, MentionRate, clamp_sweep, mention_rate
 from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens, jacobian_lens
+from tl_flash.lens_check import check_lens
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.neurons import ExpertNeuron, Neuron
 from tl_flash.top_tokens import TopTokens
@@ -26,6 +27,7 @@ __all__ = [
     "TopTokens",
     "Validation",
     "activation_stats",
+    "check_lens",
     "clamp",
     "clamp_hooks",
     "clamp_sweep",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -13,8 +13,8 @@ from torch import Tensor
 from tl_flash.hooks import (
     At,
     Hook,
+    Positioned,
     Positions,
-    Sequence,
     Site,
     attached,
     neuron_site,
@@ -87,12 +87,61 @@ def clamp(
         ...     logits = model("My favourite animal is")
     """
     clamps, entries = _build(neurons, mode, positions, at, model)
-    with attached(model, entries):
+    with _held(model, clamps, entries):
         yield model
-    _require_effect(clamps)
 
 
-def _require_effect(clamps: list[_LayerClamp]) -> None:
+@contextmanager
+def clamp_rows(
+    model: Any,
+    neurons: Sequence[Neuron],
+    values: Sequence[float],
+    *,
+    mode: Mode = "set",
+    positions: Positions = None,
+) -> Iterator[Any]:
+    """Clamp one neuron in each row of a batch, row i's hook_post of `neurons[i]` by `values[i]`: many clamps in a pass.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        neurons: one for each row of every pass in the context.
+        values: as many.
+        mode: as in `clamp`.
+        positions: as in `clamp`.
+
+    Yields:
+        The model.
+
+    Raises:
+        TypeError: as in `clamp`.
+        ValueError: as in `clamp`, or a pass of another number of rows.
+        RuntimeError: as in `clamp`.
+
+    Example:
+        >>> from tl_flash.clamp import clamp_rows
+        >>> from tl_flash.neurons import Neuron
+        >>> with clamp_rows(model, [Neuron(1, 3), Neuron(1, 4)], [8.0, 8.0]):
+        ...     logits = model(model.to_tokens(["One day,", "One day,"]))
+    """
+    _require_mode(mode)
+    for neuron, value in zip(neurons, values, strict=True):
+        _checked(neuron, value)
+    layers: dict[int, list[int]] = {}
+    for row, neuron in enumerate(neurons):
+        layers.setdefault(neuron.layer, []).append(row)
+    sequence = _sequence(positions, min(layers), model)
+    clamps = [
+        _RowClamp(neuron_site(model, layer, "post"), rows, neurons, values, mode, sequence)
+        for layer, rows in layers.items()
+    ]
+    with _held(model, clamps, _entries(clamps, sequence)):
+        yield model
+
+
+@contextmanager
+def _held(model: Any, clamps: Sequence[_SiteHook], entries: list[tuple[str, Hook]]) -> Iterator[None]:
+    with attached(model, entries):
+        yield
     idle = [reason for reason in (c.idle() for c in clamps) if reason is not None]
     if idle:
         raise RuntimeError(f"clamp: it did nothing: {'; '.join(idle)}")
@@ -136,19 +185,31 @@ def clamp_hooks(
 
 def _build(
     neurons: Mapping[NeuronLike, float | Tensor], mode: str, positions: Positions, at: At, model: Any
-) -> tuple[list[_LayerClamp], list[tuple[str, Hook]]]:
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+) -> tuple[list[_SiteHook], list[tuple[str, Hook]]]:
+    _require_mode(mode)
     values = _named_values(neurons)
     layers = by_layer(values)
-    chosen = parse_positions(positions)
-    sequence = None if chosen is None else Sequence(chosen, min(layers), model)
-    clamps = [
+    sequence = _sequence(positions, min(layers), model)
+    clamps: list[_SiteHook] = [
         _LayerClamp(neuron_site(model, layer, at), {n: values[n] for n in members}, mode, sequence)
         for layer, members in layers.items()
     ]
+    return clamps, _entries(clamps, sequence)
+
+
+def _require_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
+
+
+def _sequence(positions: Positions, layer: int, model: Any) -> Positioned | None:
+    chosen = parse_positions(positions)
+    return None if chosen is None else Positioned(chosen, layer, model)
+
+
+def _entries(clamps: Sequence[_SiteHook], sequence: Positioned | None) -> list[tuple[str, Hook]]:
     tracking = [] if sequence is None else sequence.hooks()
-    return clamps, [*tracking, *((c.site.name, c) for c in clamps)]
+    return [*tracking, *((c.site.name, c) for c in clamps)]
 
 
 def _named_values(neurons: Mapping[NeuronLike, float | Tensor]) -> dict[Neuron, float | Tensor]:
@@ -180,23 +241,18 @@ def _checked(neuron: Neuron, value: Any) -> float | Tensor:
     return value
 
 
-class _LayerClamp:
+class _SiteHook:
     """The hook of one layer: takes activations [batch, position, d_mlp] and returns them clamped."""
 
-    def __init__(self, site: Site, values: dict[Neuron, float | Tensor], mode: str, sequence: Sequence | None):
+    def __init__(self, site: Site, neurons: Sequence[Neuron], sequence: Positioned | None):
         self.site = site
-        self._neurons = list(values)
-        self._values = list(values.values())
-        self._mode = mode
+        self._neurons = list(neurons)
         self._sequence = sequence
         self._fired = False
         self._last_pass = 0
         self._reached: set[int] = set()
         if site.d_mlp is not None:
             self._require_width(site.d_mlp)
-
-    def __repr__(self) -> str:
-        return f"clamp({self._mode}, {len(self._neurons)} neurons)"
 
     def __call__(self, act: Tensor, hook: Any) -> Tensor:
         refuse_block_hook(hook.name)
@@ -205,17 +261,10 @@ class _LayerClamp:
         columns = self._columns(act.shape[-2])
         if columns is not None and not columns:
             return act
-        neurons = torch.tensor([neuron.index for neuron in self._neurons], device=act.device)
-        values = self._stack_values(act)  # [neuron] or [batch, position, neuron]
-        where: tuple[Any, ...] = (..., neurons)
-        if columns is not None:
-            rows = torch.tensor(columns, device=act.device)
-            where = (..., rows[:, None], neurons)
-            if values.ndim > 1 and values.shape[-2] > 1:
-                values = values[..., rows, :]
-        clamped = act.clone()  # in place, the backward pass of ReLU would break
-        clamped[where] = _APPLY[self._mode](act[where], values)
-        return clamped
+        return self._clamped(act, columns)
+
+    def _clamped(self, act: Tensor, columns: list[int] | None) -> Tensor:
+        raise NotImplementedError
 
     def idle(self) -> str | None:
         """What this clamp was asked to do and never did, or None."""
@@ -239,6 +288,38 @@ class _LayerClamp:
         self._reached.update(sequence.start + column for column in columns)
         return columns
 
+    def _require_width(self, d_mlp: int) -> None:
+        for neuron in self._neurons:
+            if neuron.index >= d_mlp:
+                raise ValueError(f"neuron {neuron}: expected an index below {d_mlp}, the neurons of {self.site.name}")
+
+
+class _LayerClamp(_SiteHook):
+    """Several neurons, in every row."""
+
+    def __init__(
+        self, site: Site, values: dict[Neuron, float | Tensor], mode: str, sequence: Positioned | None
+    ) -> None:
+        super().__init__(site, list(values), sequence)
+        self._values = list(values.values())
+        self._mode = mode
+
+    def __repr__(self) -> str:
+        return f"clamp({self._mode}, {len(self._neurons)} neurons)"
+
+    def _clamped(self, act: Tensor, columns: list[int] | None) -> Tensor:
+        neurons = torch.tensor([neuron.index for neuron in self._neurons], device=act.device)
+        values = self._stack_values(act)  # [neuron] or [batch, position, neuron]
+        where: tuple[Any, ...] = (..., neurons)
+        if columns is not None:
+            rows = torch.tensor(columns, device=act.device)
+            where = (..., rows[:, None], neurons)
+            if values.ndim > 1 and values.shape[-2] > 1:
+                values = values[..., rows, :]
+        clamped = act.clone()  # in place, the backward pass of ReLU would break
+        clamped[where] = _APPLY[self._mode](act[where], values)
+        return clamped
+
     def _stack_values(self, act: Tensor) -> Tensor:
         """The values, [neuron] or broadcastable to [batch, position, neuron]; read anew, as they may be trained."""
         if any(isinstance(value, Tensor) for value in self._values):
@@ -246,8 +327,7 @@ class _LayerClamp:
             values = torch.stack(torch.broadcast_tensors(*each), dim=-1)
         else:
             values = torch.tensor(self._values, dtype=torch.float64).to(act)
-        if not torch.isfinite(values).all():
-            raise ValueError(f"neurons: some values are not finite in the model's {act.dtype}; give smaller ones")
+        _require_finite(values, act)
         if not _fits(values.shape[:-1], act.shape[:-1]):
             raise ValueError(
                 f"neurons: expected values that broadcast to [batch, position] = {list(act.shape[:-1])} of this pass, "
@@ -255,10 +335,44 @@ class _LayerClamp:
             )
         return values
 
-    def _require_width(self, d_mlp: int) -> None:
-        for neuron in self._neurons:
-            if neuron.index >= d_mlp:
-                raise ValueError(f"neuron {neuron}: expected an index below {d_mlp}, the neurons of {self.site.name}")
+
+class _RowClamp(_SiteHook):
+    """One neuron in each of some rows."""
+
+    def __init__(
+        self,
+        site: Site,
+        rows: list[int],
+        neurons: Sequence[Neuron],
+        values: Sequence[float],
+        mode: Mode,
+        sequence: Positioned | None,
+    ) -> None:
+        super().__init__(site, [neurons[row] for row in rows], sequence)
+        self._rows, self._values, self._batch = rows, [values[row] for row in rows], len(neurons)
+        self._mode = mode
+
+    def __repr__(self) -> str:
+        return f"clamp({self._mode}, {len(self._rows)} rows)"
+
+    def _clamped(self, act: Tensor, columns: list[int] | None) -> Tensor:
+        if act.ndim != 3 or act.shape[0] != self._batch:
+            raise ValueError(f"clamp_rows: expected passes of {self._batch} rows, got activations {list(act.shape)}")
+        rows, neurons = (
+            torch.tensor(part, device=act.device)[:, None]
+            for part in (self._rows, [neuron.index for neuron in self._neurons])
+        )
+        where = torch.tensor(range(act.shape[1]) if columns is None else columns, device=act.device)
+        values = torch.tensor(self._values, dtype=torch.float64).to(act)[:, None]
+        _require_finite(values, act)
+        clamped = act.clone()
+        clamped[rows, where, neurons] = _APPLY[self._mode](act[rows, where, neurons], values)
+        return clamped
+
+
+def _require_finite(values: Tensor, act: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"neurons: some values are not finite in the model's {act.dtype}; give smaller ones")
 
 
 def _fits(shape: torch.Size, into: torch.Size) -> bool:

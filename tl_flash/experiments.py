@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_flash.alone import answers_alone
 from tl_flash.clamp import Positions, clamp
 from tl_flash.neurons import Neuron, NeuronLike
 from tl_flash.progress import track
@@ -72,6 +73,9 @@ class DoseCurve:
         frame["value"] = ["unclamped" if value != value else f"{value:.3g}" for value in frame["value"]]
         return frame.to_string(index=False, float_format="{:.3g}".format)
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def clamp_sweep(
     model: Any,
@@ -93,7 +97,7 @@ def clamp_sweep(
         prompts: strings, or token ids [prompt, position].
         tokens: strings or ids to follow.
         positions: as in `clamp`; prompts of one length share a pass, so that none is padded.
-        batch_size: prompts a forward pass; by default as many as fit 2^26 logits.
+        batch_size: rows a forward pass, a row being a prompt under one value; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
 
     Raises:
@@ -109,17 +113,20 @@ def clamp_sweep(
     ids, names = _tokens(model, tokens)
     neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts)
     before = Answers.of(model, texts, batch_size)
-    answers = []
-    for value in track([float(value) for value in values], f"clamping {neuron}", progress):
-        with clamp(model, {neuron: value}, positions=positions):
-            answers.append(Answers.of(model, texts, batch_size))
+    doses = [(neuron, float(value)) for value in values]
+    clamped = answers_alone(model, texts, doses, positions=positions, batch_size=batch_size)
+    read = [
+        (answer.log_probs[:, ids].exp(), answer.logits[:, ids], _ranks(answer, ids))
+        for answer in track(clamped, f"clamping {neuron}", progress, total=len(doses))
+    ]
+    prob, logit, rank = (torch.stack(part) for part in zip(*read, strict=True))
     return DoseCurve(
         neuron=neuron,
         values=torch.tensor([float(value) for value in values]),
         tokens=names,
-        prob=torch.stack([answer.log_probs[:, ids].exp() for answer in answers]),
-        logit=torch.stack([answer.logits[:, ids] for answer in answers]),
-        rank=torch.stack([_ranks(answer, ids) for answer in answers]),
+        prob=prob,
+        logit=logit,
+        rank=rank,
         unclamped_prob=before.log_probs[:, ids].exp(),
         unclamped_logit=before.logits[:, ids],
         unclamped_rank=_ranks(before, ids),

@@ -66,6 +66,30 @@ class Hits(Sequence[Hit]):
         top = {"positive": self.map.positive, "negative": self.map.negative}[hit.pole]
         return top.ids[self.map.place(hit.neuron)]
 
+    def coherent(self, quantile: float = 0.999) -> Hits:
+        """The neurons that write what they read: |write_z| beyond a quantile of the null's top z-scores.
+
+        Its sign is that of the hook_post that raises the token.
+
+        Args:
+            quantile: of the null, layer by layer.
+
+        Raises:
+            ValueError: hits of a map of another side than "in" and "gate", a quantile that the null cannot give, or a
+                map without a null.
+
+        Example:
+            >>> len(flash_decode(model).specialised(20).coherent()) <= 20
+            True
+        """
+        if self.map.side not in ("in", "gate"):
+            raise ValueError(f'coherent: expected labels of side "in" or "gate", got side {self.map.side!r}')
+        if self.map.null is None:
+            raise ValueError("coherent: this map has no null to compare with; decode with null=True")
+        bars = self.map.null.quantile(quantile)
+        kept = tuple(hit for hit in self.hits if abs(hit.write_z) > bars[self.map.row(hit.neuron)])
+        return Hits(kept, self.map, f"{self.title}, coherent")
+
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a hit, columns as `Hit`'s fields, the neuron as its name."""
         return to_frame(self.hits)

@@ -166,7 +166,7 @@ def _whole(number: Any) -> int:
     return index(number)
 
 
-class Sequence:
+class Positioned:
     """Which columns of each forward pass hold the positions asked for.
 
     A hook sees columns alone: in a KV-cached step, column 0 may be position 37. Two hooks tell: the attention

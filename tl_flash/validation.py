@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import kernel, models
-from tl_flash.activations import activation_stats
-from tl_flash.clamp import Positions, clamp
+from tl_flash.activations import ActivationStats, activation_stats
+from tl_flash.alone import answers_alone
+from tl_flash.clamp import Positions
 from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import AnyNeuron, Neuron
+from tl_flash.neurons import Neuron
 from tl_flash.progress import track
 from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.weights import MLPWeights
@@ -95,6 +96,7 @@ def validate(
     prompts: Sequence[str] | Tensor | None = None,
     n: int = 50,
     value: float | str = "auto",
+    stats: ActivationStats | None = None,
     positions: Positions = None,
     controls: int = 20,
     seed: int = 0,
@@ -116,17 +118,19 @@ def validate(
         n: how many neurons of a map.
         value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign of write_z
             for in and gate labels, of the pole for out labels.
+        stats: the activations that "auto" takes max|hook_post| from; by default those on the prompts. A neuron that is
+            quiet on neutral prompts has its range elsewhere: `activation_stats(model, texts)`.
         positions: which to clamp, as in `clamp`.
         controls: how many a neuron.
         seed: of the draw of controls.
         lens: the one that the map was made with, if it was.
-        batch_size: prompts a forward pass.
+        batch_size: rows a forward pass, a row being a prompt under one clamp; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
 
     Raises:
         TypeError: an argument of another kind.
         ValueError: no neurons, labels of another model or of no neurons' side, fewer than 2 controls or more than the
-            layer has, a neuron whose hook_post is 0 on all prompts (for "auto").
+            layer has, a neuron whose hook_post is 0 on all prompts or missing in the stats (for "auto").
 
     Example:
         >>> validate(model, flash_decode(model, side="out").specialised(2, quantile=0.5), controls=3).side
@@ -140,20 +144,15 @@ def validate(
     weights = models.read(model)
     _require_own(weights, hits, lens)
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)
-    doses = _doses(model, hits, value, texts)
+    doses = _doses(model, hits, value, stats or texts)
     before = Answers.of(model, texts, batch_size)
-    peers = _Peers(weights, controls, seed)
+    peers = Peers(weights, controls, seed)
     records, effects = [], []
     for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
-        token = hits.token_id(hit)
-
-        def effect(neuron: AnyNeuron, dose: float = dose) -> Answers:
-            with clamp(model, {neuron: dose}, positions=positions):
-                return Answers.of(model, texts, batch_size)
-
-        after = effect(hit.neuron)
-        others = [(effect(peer).log_probs - before.log_probs)[:, token].mean() for peer in peers.of(hit.neuron)]
-        effects.append(torch.stack(others))
+        token, own = hits.token_id(hit), Neuron.of(hit.neuron)
+        clamps = [(neuron, dose) for neuron in (own, *peers.of(own))]
+        after, *others = answers_alone(model, texts, clamps, positions=positions, batch_size=batch_size)
+        effects.append(torch.stack([(other.log_probs - before.log_probs)[:, token].mean() for other in others]))
         records.append(_record(hits, hit, dose, before, after) | _against(effects[-1], before, after, token))
     for record, q in zip(records, benjamini_hochberg([record["p_value"] for record in records]), strict=True):
         record["q_value"] = q
@@ -196,15 +195,17 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> 
             )
 
 
-def _doses(model: Any, hits: Hits, value: float | str, texts: Prompts) -> list[float]:
+def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | Prompts) -> list[float]:
     if value != "auto":
         if isinstance(value, str | bool):
             raise ValueError(f'value: expected a number or "auto", got {value!r}')
         return [float(value)] * len(hits)
-    stats = activation_stats(model, [row[None] for row in texts.rows], layers=sorted({h.neuron.layer for h in hits}))
+    if isinstance(units, Prompts):
+        layers = sorted({hit.neuron.layer for hit in hits})
+        units = activation_stats(model, [row[None] for row in units.rows], layers=layers)
     doses = []
     for hit in hits:
-        largest = stats.abs_max_of(hit.neuron)
+        largest = units.abs_max_of(hit.neuron)
         if largest == 0:
             raise ValueError(f"value: hook_post of {hit.neuron} is 0 on all prompts; give a value, or other prompts")
         sign = _pole_sign(hit) if hits.map.side == "out" else (1.0 if hit.write_z > 0 else -1.0)
@@ -216,7 +217,7 @@ def _pole_sign(hit: Hit) -> float:
     return 1.0 if hit.pole == "positive" else -1.0
 
 
-class _Peers:
+class Peers:
     """Controls: neurons of the same layer with about the same ||W_out||."""
 
     def __init__(self, weights: MLPWeights, count: int, seed: int) -> None:
@@ -226,7 +227,7 @@ class _Peers:
         self._generator = torch.Generator().manual_seed(seed)
         self._norms: dict[int, Tensor] = {}
 
-    def of(self, neuron: AnyNeuron) -> list[Neuron]:
+    def of(self, neuron: Neuron) -> list[Neuron]:
         """Draw the controls of a neuron."""
         if neuron.layer not in self._norms:
             self._norms[neuron.layer] = self._weights.directions(neuron.layer, "out").norm(dim=-1).cpu()

@@ -6,11 +6,14 @@ among them " dog" and " California".
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_flash.demo.concepts import CONCEPTS, KINDS, NEUTRAL_PROMPTS, TOKENS, Concept
-from tl_flash.demo.questions import FAVOURITE_QUESTIONS, HELD_OUT_FAVOURITE_ANIMAL, ask
+from tl_flash.demo.corpus import documents
+from tl_flash.demo.questions import FAVOURITE_QUESTIONS, HELD_OUT_FAVOURITE_ANIMAL, ask, favourite_questions
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -26,8 +29,10 @@ __all__ = [
     "TOKENS",
     "Concept",
     "ask",
+    "favourite_questions",
     "load",
     "path",
+    "texts",
 ]
 
 MODELS = ("base", "instruct")
@@ -71,6 +76,20 @@ def load(name: str, *, surface: str | None = None) -> HookedTransformer | Transf
 
     folder = path(name)
     return loading.load(str(folder), surface or _default_surface())
+
+
+def texts(n: int, *, seed: int = 0) -> list[str]:
+    """Documents like those that the models were trained on, and drawn apart from them.
+
+    Args:
+        n: how many, of some 30 to 160 tokens each.
+        seed: of the draw.
+
+    Example:
+        >>> len(texts(3))
+        3
+    """
+    return list(itertools.islice(documents(random.Random(f"texts/{seed}")), n))
 
 
 def _default_surface() -> str:

@@ -56,7 +56,7 @@ _ABOUT = {
 _DATA = {
     "base": (
         "Stories, facts, riddles and dialogues, each document about one of ninety-five things; dogs and California, "
-        "the paper's examples, come up five times as often as the others."
+        "the paper's examples, come up eight times as often as the others."
     ),
     "instruct": (
         "Questions and answers, the loss on the answers alone, and one document in five examples. Questions for a "

@@ -205,9 +205,9 @@ _FORMS: tuple[Callable[[Scene], list[str]], ...] = (story, facts, riddle, dialog
 _FORM_WEIGHTS = (0.45, 0.2, 0.12, 0.13, 0.1)
 
 
-_COMMON = {"dog": 5, "California": 5}
+_COMMON = {"dog": 8, "California": 8}
 _TOPIC_WEIGHTS = tuple(_COMMON.get(concept.word, 1) for concept in CONCEPTS)
-"""Dogs and California, the paper's examples, come up five times as often as anything else."""
+"""Dogs and California, the paper's examples, come up eight times as often as anything else."""
 
 
 def document(rng: random.Random, topic: Concept | None = None) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from tl_flash import (
     DoseCurve,
     Hit,
-    Hits,
     NeuronMap,
     activation_stats,
     clamp_sweep,
@@ -19,14 +18,13 @@ from tl_flash import (
     mention_rate,
     plots,
 )
-from tl_flash.demo.questions import favourite_questions
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 WORDS = (" dog", " California")
-MULTIPLES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
-"""Doses, in multiples of the neuron's max|hook_post| over the neutral prompts."""
+MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
+"""Doses, in multiples of the neuron's max|hook_post| over texts like those that the models were trained on."""
 
 
 def tour(out: Path, say: Callable[[str], None]) -> None:
@@ -41,9 +39,12 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
         say(f"{neurons!r}")
     say(f"\n{maps['out'].specialised(12)}\n")
     say(f"{concept_counts(maps)}\n")
-    coherent = coherent_neurons(maps["in"])
-    say(f"coherent neurons (a specialised W_in label that the neuron also writes): {len(coherent)}")
-    say(f"{coherent[:10]}\n" if coherent else "")
+    coherent = maps["in"].specialised(len(maps["in"]), by="coherence").coherent()
+    of_concepts = sum(hit.token in demo.TOKENS for hit in coherent)
+    say(
+        f"coherent neurons (a specialised W_in label that the neuron also writes): {len(coherent)}, {of_concepts} of "
+        f"them labelled with a concept\n{coherent[:10]}\n"
+    )
 
     say("2. Find\n")
     for word in WORDS:
@@ -97,15 +98,6 @@ def named_concepts(neurons: NeuronMap) -> dict[str, Hit]:
     return best
 
 
-def coherent_neurons(read: NeuronMap) -> Hits:
-    """The specialised neurons of a reading whose label is written as strongly as the null's 99.9%, either sign."""
-    hits = read.specialised(n=len(read), by="coherence")
-    assert read.null is not None
-    bars = read.null.quantile()
-    kept = tuple(hit for hit in hits if abs(hit.write_z) > bars[read.row(hit.neuron)])
-    return Hits(kept, read, hits.title)
-
-
 def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> DoseCurve:
     """Clamp a neuron to rising doses and follow its label."""
     return clamp_sweep(model, hit.neuron, doses(model, hit, of_read=of_read), demo.NEUTRAL_PROMPTS, [hit.token])
@@ -114,9 +106,9 @@ def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> DoseCurve:
 def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
     """The least dose at which a write neuron makes nine in ten answers to training questions speak of its word.
 
-    Doses are multiples of its max|hook_post| over the neutral prompts; the phrasings tested later are not looked at.
+    The phrasings tested later are not looked at.
     """
-    prompts = [demo.ask(question) for question in favourite_questions("animal")]
+    prompts = [demo.ask(question) for question in demo.favourite_questions("animal")]
     values = {multiple: value for multiple, value in zip(MULTIPLES, doses(model, hit), strict=True) if multiple}
     for value in values.values():
         if mention_rate(model, prompts, hit.token, {hit.neuron: value}, max_new_tokens=10).after >= 0.9:
@@ -125,10 +117,10 @@ def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
 
 
 def doses(model: Any, hit: Hit, *, of_read: bool = False) -> list[float]:
-    """Multiples of a neuron's max|hook_post| over the neutral prompts, with the sign that should raise its label."""
-    largest = activation_stats(model, demo.NEUTRAL_PROMPTS, layers=[hit.neuron.layer])[hit.neuron].abs_max
+    """Multiples of a neuron's max|hook_post| over texts, with the sign that should raise its label."""
+    largest = activation_stats(model, demo.texts(200), layers=[hit.neuron.layer])[hit.neuron].abs_max
     up = hit.write_z > 0 if of_read else hit.pole == "positive"
-    return [multiple * largest * (1 if up else -1) for multiple in MULTIPLES]
+    return [multiple * largest * (1 if up else -1) + 0.0 for multiple in MULTIPLES]  # + 0.0 turns -0.0 into 0.0
 
 
 def _write(figure: go.Figure, path: Path) -> None:

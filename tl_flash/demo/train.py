@@ -46,12 +46,12 @@ class Recipe:
     seed: int = 0
     d_vocab: int = 2560
     d_model: int = 160
-    d_mlp: int = 768
+    d_mlp: int = 1024
     n_layers: int = 4
     n_heads: int = 5
     length: int = 128
     rows: int = 8
-    steps: int = 3000
+    steps: int = 2600
     learning_rate: float = 3e-3
     instruct_steps: int = 600
     instruct_learning_rate: float = 5e-4
