@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tl_flash import resume  # noqa: F401 - imported before any fork
 from tl_flash.cli import main as tl_flash
 
-N_LAYERS, D_VOCAB, D_MODEL, D_MLP = 48, 4_000, 128, 512
+N_LAYERS, D_VOCAB, D_MODEL, D_MLP = 48, 2_000, 64, 256
 
 
 def main() -> None:

@@ -214,14 +214,34 @@ def combined(digests: Sequence[str]) -> str:
 
 def digest(matrix: Tensor) -> str:
     """The digest of one matrix; see `fingerprint`."""
-    hashed = hashlib.sha256(f"{tuple(matrix.shape)} {matrix.dtype}".encode())
-    bits = matrix.detach().view(_BITS[matrix.element_size()])
-    columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)
-    rows = max(1, 2**22 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
-    for start in range(0, len(bits), rows):
-        block = bits[start : start + rows].to(torch.int64)
-        weight = torch.arange(start + 1, start + 1 + len(block), device=matrix.device)
-        columns += (block * weight[:, None]).sum(0)
-        hashed.update(block.sum(1).cpu().numpy().tobytes())
-    hashed.update(columns.cpu().numpy().tobytes())
-    return hashed.hexdigest()[:32]
+    return Sums.of(matrix).digest()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a digest is made of, still on the matrix's device: nothing has waited for it."""
+
+    kind: str
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Sums:
+        """Sum the bit patterns of a matrix along both axes."""
+        bits = matrix.detach().view(_BITS[matrix.element_size()])
+        rows = []
+        columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)
+        size = max(1, 2**22 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
+        for start in range(0, len(bits), size):
+            block = bits[start : start + size].to(torch.int64)
+            weight = torch.arange(start + 1, start + 1 + len(block), device=matrix.device)
+            columns += (block * weight[:, None]).sum(0)
+            rows.append(block.sum(1))
+        return cls(f"{tuple(matrix.shape)} {matrix.dtype}", torch.cat(rows), columns)
+
+    def digest(self) -> str:
+        """The digest, for which the device is waited for."""
+        hashed = hashlib.sha256(self.kind.encode())
+        for sums in (self.rows, self.columns):
+            hashed.update(sums.cpu().numpy().tobytes())
+        return hashed.hexdigest()[:32]

@@ -20,7 +20,7 @@ from tl_flash.kernel import Readout, Unembedding
 from tl_flash.kernel.unembedding import parts
 from tl_flash.lens import JacobianLens
 from tl_flash.neuron_map import NeuronMap, Source
-from tl_flash.weights import MLPWeights, combined, digest, is_centred
+from tl_flash.weights import MLPWeights, Sums, combined, digest, is_centred
 
 BLOCK = 4096
 """Neurons of a unit at most. It must not depend on the machine: a fingerprint is made of blocks."""
@@ -149,7 +149,7 @@ class Job:
         rows = torch.cat([x, self._shuffled(unit, x)]) if unit.null else x
         uncentred = self.weights.centre and not self.fold_ln
         norm = (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if uncentred else None
-        return _Read(unit, digest(held), rows, norm, writes)
+        return _Read(unit, Sums.of(held), rows, norm, writes)
 
     def _writes(self, layer: int, neurons: slice) -> Float[Tensor, "n d_model"]:
         device = self.unembedding.device
@@ -181,7 +181,7 @@ class Job:
         tensors["write_z"] = write_z(read.writes, own.ids, self.unembedding)
         if read.unit.null:
             tensors |= null_of(rows_of(readout, slice(n, None)))
-        return Part(read.unit, read.digest, readout.repaired, tensors)
+        return Part(read.unit, read.sums.digest(), readout.repaired, tensors)
 
     def assemble(self, done: Iterable[Part]) -> NeuronMap:
         """The map of all units' parts, in whatever order they come."""
@@ -222,7 +222,7 @@ class _Read(NamedTuple):
     """A unit ready to decode."""
 
     unit: Unit
-    digest: str
+    sums: Sums
     rows: Float[Tensor, "n d_model"]
     norm: Float[Tensor, " n"] | None
     writes: Float[Tensor, "n d_model"]
