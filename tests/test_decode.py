@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tl_flash import compare, decode_directions, flash_decode, models
-from tl_flash.decode import NULL_DRAWS
+from tl_flash.assembly import NULL_DRAWS
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_options_of_another_kind_are_refused(bridge, options):
         flash_decode(bridge, **options)
 
 
-@pytest.mark.parametrize("model", [None, 3, torch.nn.Linear(2, 2), "gpt2"])
+@pytest.mark.parametrize("model", [None, 3, torch.nn.Linear(2, 2), b"gpt2"])
 def test_what_is_no_model_is_refused(model):
     with pytest.raises(TypeError, match="expected a HookedTransformer"):
         flash_decode(model)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tl_flash.neurons import Neuron, by_layer
+from tl_flash.neurons import ExpertNeuron, Neuron, by_layer, neuron_of, parse
 
 
 def test_a_name_is_read_back():
@@ -22,7 +22,7 @@ def test_other_names_are_refused(name):
         Neuron.parse(name)
 
 
-@pytest.mark.parametrize("neuron", [3, None, (3,), (3, 17, 1), (3, 1.5), (True, 2), [3, 17]])
+@pytest.mark.parametrize("neuron", [3, None, (3,), (3, 17, 1, 2), (3, 1.5), (True, 2), [3, 17]])
 def test_other_things_are_refused(neuron):
     with pytest.raises(TypeError, match="neuron"):
         Neuron.of(neuron)
@@ -35,3 +35,20 @@ def test_negative_numbers_are_refused():
 
 def test_groups_keep_order():
     assert by_layer(["L1N2", (0, 5), Neuron(1, 0)]) == {1: [(1, 2), (1, 0)], 0: [(0, 5)]}
+
+
+def test_neurons_of_experts_have_names():
+    assert parse("L3E5N17") == neuron_of((3, 5, 17)) == neuron_of("L3E5N17") == ExpertNeuron(3, 5, 17)
+    assert str(parse("L3E5N17")) == "L3E5N17" and parse("L3N17") == neuron_of((3, 17)) == Neuron(3, 17)
+
+
+@pytest.mark.parametrize("name", ["L3E5", "E5N17", "L3E-1N2", "L3EN17", "L3N17E5"])
+def test_broken_names_of_experts_are_refused(name):
+    with pytest.raises(ValueError, match="L3E5N17"):
+        parse(name)
+
+
+@pytest.mark.parametrize("neuron", ["L3E5N17", (3, 5, 17), ExpertNeuron(3, 5, 17)])
+def test_where_a_dense_neuron_is_needed_an_experts_is_refused(neuron):
+    with pytest.raises(ValueError, match="L3E5N17: is one of a mixture of experts"):
+        Neuron.of(neuron)

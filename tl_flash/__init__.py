@@ -9,7 +9,7 @@ from tl_flash.hits import Hit, Hits
 from tl_flash.lens import JacobianLens, jacobian_lens
 from tl_flash.lens_check import check_lens
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
+from tl_flash.neurons import ExpertNeuron, Neuron
 from tl_flash.top_tokens import TopTokens
 from tl_flash.validation import Validation, validate
 
@@ -17,6 +17,7 @@ __all__ = [
     "ActivationStats",
     "Comparison",
     "DoseCurve",
+    "ExpertNeuron",
     "Hit",
     "Hits",
     "JacobianLens",

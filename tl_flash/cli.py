@@ -44,30 +44,39 @@ def decode(
     precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
     lens: Annotated[Path | None, typer.Option(help="A Jacobian lens to carry what is written through.")] = None,
-    surface: Surface = "bridge",
+    surface: Annotated[
+        str | None, typer.Option(help="Build the model first, as bridge or hooked; else its checkpoint is read.")
+    ] = None,
 ) -> None:
     """Decode every MLP neuron of a model and write the map.
 
+    The checkpoint is read piece by piece. What is finished is kept beside the output: interrupted or killed, the same
+    command goes on from there. Under `torchrun -m tl_flash decode ...` the processes share the work.
+
     Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out`
     """
-    from tl_flash import JacobianLens, flash_decode, loading
+    from tl_flash import JacobianLens, loading
+    from tl_flash.resume import decode_to_file
 
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder to write the map to")
-    neurons = flash_decode(
-        loading.load(model, surface),
-        side=side,
-        score=score,
-        k=k,
-        layers=layer,
-        tokens=token,
-        fold_ln=fold_ln,
-        lens=None if lens is None else JacobianLens.load(lens),
-        precision=precision,
-        device=device,
-    )
-    neurons.save(out)
-    typer.echo(f"{neurons}\nwrote {out}")
+    try:
+        neurons = decode_to_file(
+            model if surface is None else loading.load(model, surface),
+            out,
+            side=side,
+            score=score,
+            k=k,
+            layers=layer,
+            tokens=token,
+            fold_ln=fold_ln,
+            lens=None if lens is None else JacobianLens.load(lens),
+            precision=precision,
+            device=device,
+        )
+    except KeyboardInterrupt as stop:
+        typer.echo(f"interrupted: {stop or 'nothing was done yet'}", err=True)
+        raise typer.Exit(130) from None
+    if neurons is not None:
+        typer.echo(f"{neurons}\nwrote {out}")
 
 
 @app.command()

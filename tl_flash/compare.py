@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +86,7 @@ class Comparison:
         order = z.flatten().argsort(descending=True, stable=True)[: min(n, int((~self.same_top).sum()))]
         rows = []
         for row, index in ((int(flat) // self.a.d_mlp, int(flat) % self.a.d_mlp) for flat in order):
-            record: dict[str, object] = {"neuron": str(Neuron(self.a.layers[row], index))}
+            record: dict[str, object] = {"neuron": str(self.a.neuron(row, index))}
             for name, map in (("a", self.a), ("b", self.b)):
                 record[f"token_{name}"] = map.vocab.string(int(map.positive.ids[row, index, 0]))
                 record[f"z_{name}"] = float(map.positive.z[row, index, 0])
@@ -163,6 +162,7 @@ def _must_agree(a: NeuronMap, b: NeuronMap) -> list[tuple[str, object, object]]:
     return [
         ("layers", a.layers, b.layers),
         ("d_mlp", a.d_mlp, b.d_mlp),
+        ("number of experts", a.n_experts, b.n_experts),
         ("k", a.k, b.k),
         ("d_vocab", a.d_vocab, b.d_vocab),
         ("side", a.side, b.side),

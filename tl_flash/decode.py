@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +11,15 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from tl_flash import kernel, models
-from tl_flash.kernel import Readout, Unembedding
+from tl_flash import checkpoint, kernel, models
+from tl_flash.assembly import assemble, null_of, rows_of, shuffled_rows, versions
 from tl_flash.lens import JacobianLens
-from tl_flash.neuron_map import NeuronMap, Source, Tracked
-from tl_flash.null import Null
+from tl_flash.neuron_map import NeuronMap, Source
 from tl_flash.progress import track
-from tl_flash.top_tokens import TopTokens
 from tl_flash.vocab import Vocab
-from tl_flash.weights import fingerprint, is_centred, require_side
+from tl_flash.weights import MLPWeights, fingerprint, is_centred, require_side
+from tl_flash.work import Job
 
-NULL_DRAWS = 1024
-"""Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
 _FEWEST_TO_SHUFFLE = 32
 
 
@@ -53,8 +49,9 @@ def flash_decode(
     neuron promotes that token is another matter, of which `write_z` gives a first idea and a clamp the proof.
 
     Args:
-        model: a HookedTransformer or subclass, a TransformerBridge (with or without compatibility mode), or a
-            Hugging Face causal LM.
+        model: a HookedTransformer or subclass, a TransformerBridge (with or without compatibility mode), a Hugging
+            Face causal LM, or a checkpoint by its folder or its name on the hub, which is read a piece of a layer at a
+            time without building the model (`tl_flash.checkpoint`).
         side: which vector of a neuron: "in" (W_in, the up-projection in a gated MLP), "gate" (W_gate) or "out" (W_out).
         score: "dot" (the paper's), or "cosine" of direction and unembedding column, for which `logits` are cosines, z
             is the cosine over its standard deviation, and there are no probabilities. A model loaded with
@@ -81,9 +78,10 @@ def flash_decode(
 
     Raises:
         TypeError: `model` is none of the above.
+        FileNotFoundError: no such checkpoint, or a file of it is missing.
         ValueError: an unknown side, score, precision, layer or token, no layers, a k below 1 or above what can be
-            reported, a layer without a dense MLP, NaN or infinite weights, or a lens of another model, without a
-            layer asked for, or with `fold_ln=False`.
+            reported, a layer whose neurons cannot be read, layers of several widths, NaN or infinite weights, a
+            broken checkpoint, or a lens of another model, without a layer asked for, or with `fold_ln=False`.
 
     Example:
         >>> neurons = flash_decode(model, k=3)
@@ -92,64 +90,68 @@ def flash_decode(
         >>> neurons["L0N5"].positive[0].token == neurons.positive.strings[0, 5, 0]
         True
     """
-    weights = models.read(model, tokenizer=tokenizer)
+    job = plan(
+        model,
+        side=side,
+        score=score,
+        k=k,
+        layers=layers,
+        fold_ln=fold_ln,
+        tokens=tokens,
+        ignore_tokens=ignore_tokens,
+        lens=lens,
+        precision=precision,
+        device=device,
+        max_bytes=max_bytes,
+        tokenizer=tokenizer,
+    )
+    return job.assemble(track(job.run(job.units), f'decoding "{side}"', progress, total=len(job.units)))
+
+
+def plan(
+    model: Any,
+    *,
+    side: str = "in",
+    score: str = "dot",
+    k: int = 10,
+    layers: Sequence[int] | None = None,
+    fold_ln: bool = True,
+    tokens: Sequence[str | int] | None = None,
+    ignore_tokens: Sequence[str | int] | None = None,
+    lens: JacobianLens | None = None,
+    precision: str = "exact",
+    device: str | torch.device | None = None,
+    max_bytes: int | None = None,
+    tokenizer: Any = None,
+) -> Job:
+    """The work of `flash_decode`, checked but not begun; same arguments."""
+    weights = _read(model, tokenizer)
     chosen = models.chosen_layers(layers, weights.n_layers)
     require_side(side, weights.sides)
     if lens is not None:
         lens.require_model(weights)
         if not fold_ln:
             raise ValueError("lens: it reads folded weights; expected fold_ln=True beside it, got False")
-    vocab = weights.vocab
-    tracked = vocab.ids(tokens or [])
-    unembedding = kernel.prepare(
-        weights.W_U,
-        gain=weights.final_gain if fold_ln else None,
-        centre=weights.centre and fold_ln,
-        score=score,
-        ignore=vocab.nameless() + vocab.ids(ignore_tokens or []),
-        device=device,
-        precision=precision,
-    )
-    uncentred = weights.centre and not fold_ln
-    readouts, draws, write_z = [], [], []
-    for layer in track(chosen, f'decoding "{side}"', progress):
-        writes = weights.directions(layer, "out", fold_ln=fold_ln)
-        if lens is not None:
-            writes = lens.carry(writes, layer)
-        x = writes if side == "out" else weights.directions(layer, side, fold_ln=fold_ln)
-        rows = torch.cat([x, _shuffled(x, seed=layer)])
-        norm = (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if uncentred else None
-        try:
-            both = kernel.decode(rows, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
-        except ValueError as error:
-            raise ValueError(f"layer {layer}, side {side!r}: {error}") from error
-        readouts.append(_rows(both, slice(len(x))))
-        draws.append(_rows(both, slice(len(x), None)))
-        write_z.append(_write_z(writes, readouts[-1].ids, unembedding))
-    return _assemble(
-        readouts,
-        write_z,
-        draws,
-        vocab,
-        tracked,
+    return Job(
+        weights=weights,
+        layers=tuple(chosen),
         side=side,
         score=score,
-        n_layers=weights.n_layers,
-        layers=tuple(chosen),
-        d_model=weights.d_model,
-        source=Source(
-            model=weights.name,
-            model_class=weights.class_name,
-            fingerprint=weights.fingerprint(chosen, side),
-            dtype=weights.dtype,
-            fold_ln=fold_ln,
-            lens=None if lens is None else lens.fingerprint,
-            center_unembed=is_centred(weights.W_U),
-            precision=precision,
-            repaired=sum(readout.repaired for readout in readouts),
-            versions=_versions(),
-        ),
+        k=k,
+        fold_ln=fold_ln,
+        tracked=weights.vocab.ids(tokens or []),
+        ignored=weights.vocab.nameless() + weights.vocab.ids(ignore_tokens or []),
+        lens=lens,
+        precision=precision,
+        device=None if device is None else torch.device(device),
+        max_bytes=max_bytes,
     )
+
+
+def _read(model: Any, tokenizer: Any) -> MLPWeights:
+    if isinstance(model, str | Path):
+        return checkpoint.read(model, tokenizer=tokenizer)
+    return models.read(model, tokenizer=tokenizer)
 
 
 @jaxtyped(typechecker=beartype)
@@ -209,7 +211,7 @@ def decode_directions(
         W_U, gain, centre, vocab = model_or_W_U, None, False, Vocab.of_tokenizer(tokenizer, model_or_W_U.shape[-1])
         name, class_name = "unembedding", "Tensor"
     else:
-        weights = models.read(model_or_W_U, tokenizer=tokenizer)
+        weights = _read(model_or_W_U, tokenizer)
         W_U, vocab, name, class_name = weights.W_U, weights.vocab, weights.name, weights.class_name
         gain, centre = (weights.final_gain, weights.centre) if fold_ln else (None, False)
     carried = directions.detach()
@@ -230,22 +232,29 @@ def decode_directions(
         device=device,
         precision=precision,
     )
-    x = carried
-    drawn = _shuffled(x, seed=0) if len(x) >= _FEWEST_TO_SHUFFLE else x[:0]
-    both = kernel.decode(torch.cat([x, drawn]), unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
-    readout = _rows(both, slice(len(x)))
+    n = len(carried)
+    rows, null = carried, n >= _FEWEST_TO_SHUFFLE
+    if null:
+        drawn = shuffled_rows(n, carried.shape[1], seed=0).to(carried.device)
+        rows = torch.cat([carried, carried.gather(0, drawn)])
+    both = kernel.decode(rows, unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
+    readout = rows_of(both, slice(n))
     signs = torch.tensor([1.0, -1.0])[:, None, None]
-    return _assemble(
-        [readout],
-        [signs * readout.logits / readout.std[:, None]],
-        [_rows(both, slice(len(x), None))] if len(drawn) else None,
-        vocab,
+    names = ("ids", "logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked")
+    tensors = {name: getattr(readout, name) for name in names}
+    tensors["write_z"] = signs * readout.logits / readout.std[:, None]
+    if null:
+        tensors |= null_of(rows_of(both, slice(n, None)))
+    return assemble(
+        {name: tensor[None] for name, tensor in tensors.items()},
         tracked,
+        vocab,
         side="direction",
         score=score,
         n_layers=1,
         layers=(0,),
-        d_model=x.shape[1],
+        n_experts=None,
+        d_model=carried.shape[1],
         source=Source(
             model=name,
             model_class=class_name,
@@ -256,103 +265,6 @@ def decode_directions(
             center_unembed=is_centred(W_U),
             precision=precision,
             repaired=readout.repaired,
-            versions=_versions(),
+            versions=versions(),
         ),
     )
-
-
-def _shuffled(x: Float[Tensor, "n d_model"], *, seed: int) -> Float[Tensor, "draw d_model"]:
-    """Directions whose coordinates each come from a row of its own, drawn at random: no row's structure is left."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(x), (NULL_DRAWS, x.shape[1]), generator=generator)
-    return x.gather(0, rows.to(x.device))
-
-
-def _rows(readout: Readout, rows: slice) -> Readout:
-    """The same readout of some of its rows."""
-    return Readout(
-        ids=readout.ids[:, rows],
-        logits=readout.logits[:, rows],
-        log_z=readout.log_z[:, rows],
-        norm=readout.norm[rows],
-        mean=readout.mean[rows],
-        std=readout.std[rows],
-        kurtosis=readout.kurtosis[rows],
-        tracked=readout.tracked[rows],
-        repaired=readout.repaired,
-    )
-
-
-def _write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembedding) -> Float[Tensor, "2 n k"]:
-    """Z-scores of each neuron's listed tokens in its own write direction."""
-    _, n, k = ids.shape
-    scores = kernel.token_scores(writes, ids.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
-    _, std = kernel.moments(writes, unembedding)
-    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2)
-
-
-def _assemble(
-    readouts: list[Readout],
-    write_z: list[Tensor],
-    draws: list[Readout] | None,
-    vocab: Vocab,
-    tracked: list[int],
-    *,
-    side: str,
-    score: str,
-    n_layers: int,
-    layers: tuple[int, ...],
-    d_model: int,
-    source: Source,
-) -> NeuronMap:
-    def stack(name: str) -> Tensor:
-        return torch.stack([getattr(readout, name) for readout in readouts])
-
-    norm, std = stack("norm"), stack("std")
-    ids, logits, log_z, writes = stack("ids"), stack("logits"), stack("log_z"), torch.stack(write_z)
-    positive, negative = (
-        TopTokens(
-            ids=ids[:, pole].contiguous(),
-            logits=logits[:, pole].contiguous(),
-            log_z=log_z[:, pole].contiguous(),
-            write_z=writes[:, pole].contiguous(),
-            std=std,
-            tau=d_model**0.5 / norm,
-            vocab=vocab,
-            score=score,
-        )
-        for pole in (0, 1)
-    )
-    return NeuronMap(
-        side=side,
-        score=score,
-        n_layers=n_layers,
-        layers=layers,
-        d_model=d_model,
-        source=source,
-        vocab=vocab,
-        positive=positive,
-        negative=negative,
-        norm=norm,
-        mean=stack("mean"),
-        std=std,
-        kurtosis=stack("kurtosis"),
-        null=None if draws is None else _null(draws),
-        tracked=Tracked(tracked, stack("tracked").permute(2, 0, 1).contiguous(), vocab),
-    )
-
-
-def _null(draws: list[Readout]) -> Null:
-    z = [(draw.logits[..., 0] / draw.std).flatten().sort().values for draw in draws]
-    return Null(torch.stack(z), torch.stack([draw.kurtosis.sort().values for draw in draws]))
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("tl_flash", "torch", "transformer-lens", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 from jaxtyping import Int32
 from torch import Tensor
 
-from tl_flash.neurons import Neuron
+from tl_flash.neurons import AnyNeuron
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Hit(NamedTuple):
     """One token at one pole of one neuron."""
 
-    neuron: Neuron
+    neuron: AnyNeuron
     pole: str
     """"positive" (x) or "negative" (-x)."""
     rank: int
@@ -64,7 +64,7 @@ class Hits(Sequence[Hit]):
     def pole_ids(self, hit: Hit) -> Int32[Tensor, " k"]:
         """The ids of all top tokens at the hit's pole, best first."""
         top = {"positive": self.map.positive, "negative": self.map.negative}[hit.pole]
-        return top.ids[self.map.row(hit.neuron), hit.neuron.index]
+        return top.ids[self.map.place(hit.neuron)]
 
     def coherent(self, quantile: float = 0.999) -> Hits:
         """The neurons that write what they read: |write_z| beyond a quantile of the null's top z-scores.

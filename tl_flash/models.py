@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tl_flash.architectures import Architecture, architecture
+from tl_flash.architectures import architecture
 from tl_flash.vocab import Vocab
 from tl_flash.weights import Layer, MLPWeights, require_finite
 
 # A bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
 _POST_NORMS = ("post_feedforward_layernorm", "output.LayerNorm")
+# Their experts stack [gate, up] by [output, input]; others stack otherwise.
+_STACKED_EXPERTS = ("MixtralExperts", "Qwen3MoeExperts")
 _POST_NORM_ONLY = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 
@@ -63,22 +65,21 @@ def chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
 def _read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
     cfg = model.cfg
     _require_dense({layer: _dense_fault(block) for layer, block in enumerate(model.blocks)})
-    first = model.blocks[0].mlp
     W_U = _floating(model.W_U.detach(), "W_U")
-    gated = torch.is_tensor(getattr(first, "W_gate", None))
     gain = _norm_gain(getattr(model, "ln_final", None), cfg)
     if cfg.normalization_type is not None and getattr(model, "ln_final", None) is None:
         raise ValueError("model: ln_final is missing, so the unembedding cannot be folded; expected a whole model")
     tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    first = _transformer_lens_layer(model.blocks[0], 0, cfg)
     return MLPWeights(
         n_layers=len(model.blocks),
-        d_mlp=first.W_in.shape[1],
+        d_mlp=first.d_mlp,
         d_model=W_U.shape[0],
         centre=_centres(cfg),
         W_U=W_U,
         final_gain=None if gain is None else require_finite(gain, "ln_final: the norm's scale"),
         read_layer=lambda layer: _transformer_lens_layer(model.blocks[layer], layer, cfg),
-        sides=("in", "gate", "out") if gated else ("in", "out"),
+        sides=("in", "gate", "out") if first.W_gate is not None else ("in", "out"),
         vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
         name=str(getattr(cfg, "model_name", None) or "unnamed"),
         class_name=type(model).__name__,
@@ -92,14 +93,32 @@ def _centres(cfg: Any) -> bool:
 def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
     mlp = block.mlp
     pre, post = _norms(block, layer, cfg)
+    gains = {"gain_pre": _norm_gain(pre, cfg), "gain_post": _norm_gain(post, cfg)}
+    experts = _experts(mlp)
+    if experts is not None:
+        up, gate, down = experts
+        return Layer(up, tuple(matrix.T for matrix in down), gate, **gains)
     gate = getattr(mlp, "W_gate", None)
     return Layer(
         W_in=mlp.W_in.detach().T,
         W_out=mlp.W_out.detach(),
         W_gate=gate.detach().T if torch.is_tensor(gate) else None,
-        gain_pre=_norm_gain(pre, cfg),
-        gain_post=_norm_gain(post, cfg),
+        **gains,
     )
+
+
+def _experts(mlp: Any) -> tuple[tuple[Tensor, ...], ...] | None:
+    """Up, gate and down [output, input] of every expert; None where the MLP is dense, or its experts are not known."""
+    experts = getattr(mlp, "experts", None)
+    if experts is not None and type(experts).__name__ in _STACKED_EXPERTS:
+        gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
+        return up.unbind(), gate.unbind(), experts.down_proj.detach().unbind()
+    if not isinstance(experts, torch.nn.ModuleList) or not all(hasattr(expert, "W_in") for expert in experts):
+        return None
+    up, gate, down = (
+        tuple(getattr(expert, name).weight.detach() for expert in experts) for name in ("W_in", "W_gate", "W_out")
+    )
+    return up, gate, down
 
 
 def _norms(block: Any, layer: int, cfg: Any) -> tuple[Any, Any]:
@@ -132,6 +151,8 @@ def _dense_fault(block: Any) -> str | None:
     mlp = getattr(block, "mlp", None)
     if mlp is None:
         return "no MLP"
+    if _experts(mlp) is not None:
+        return None
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not torch.is_tensor(W_in) or not torch.is_tensor(W_out):
         return "no dense W_in and W_out (a mixture of experts?)"
@@ -168,55 +189,20 @@ def _floating(tensor: Tensor, what: str) -> Tensor:
 
 
 def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
-    name = type(model).__name__
-    _require_dense({layer: _expert_fault(block) for layer, block in enumerate(_hugging_face_blocks(model))})
-    names = architecture(name)
-    config = model.config
-
-    def tensor(key: str) -> Tensor:
-        return _floating(model.get_parameter(key).detach(), key)
-
+    name, config = type(model).__name__, model.config
+    tensors = {key: tensor.detach() for key, tensor in model.named_parameters(remove_duplicate=False)}
+    names = architecture(name).found_in(tensors)
     W_U = _floating(model.get_output_embeddings().weight.detach(), "W_U").T
-    n_layers = config.num_hidden_layers
-    first = layer_from_tensors(names, 0, tensor)
     return MLPWeights(
-        n_layers=n_layers,
-        d_mlp=first.W_in.shape[0],
+        n_layers=config.get_text_config().num_hidden_layers,
+        d_mlp=names.read_layer(0, tensors).d_mlp,
         d_model=W_U.shape[0],
         centre=names.centre,
         W_U=W_U,
-        final_gain=require_finite(tensor(names.final).float() + names.offset, "the final norm's scale"),
-        read_layer=lambda layer: layer_from_tensors(names, layer, tensor),
-        sides=("in", "gate", "out") if first.W_gate is not None else ("in", "out"),
+        final_gain=names.final_gain(tensors),
+        read_layer=lambda layer: names.read_layer(layer, tensors),
+        sides=("in", "gate", "out") if names.gated else ("in", "out"),
         vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
         name=getattr(config, "name_or_path", "") or "unnamed",
         class_name=name,
     )
-
-
-def _hugging_face_blocks(model: Any) -> Any:
-    """A Hugging Face model's blocks, under whatever name its family gives them."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return next((blocks for blocks in lists if len(blocks) == model.config.num_hidden_layers), [torch.nn.Module()])
-
-
-def _expert_fault(block: torch.nn.Module) -> str | None:
-    if any(hasattr(module, "experts") for module in block.modules()):
-        return "no dense W_in and W_out (a mixture of experts?)"
-    return None
-
-
-def layer_from_tensors(names: Architecture, layer: int, tensor: Callable[[str], Tensor]) -> Layer:
-    """Put one layer together from an architecture's tensors, whatever holds them."""
-    prefix = names.layer.format(layer)
-    up, down = tensor(prefix + names.up), tensor(prefix + names.down)
-    gate = tensor(prefix + names.gate) if names.gate and not names.fused else None
-    if names.fused:
-        gate, up = up.chunk(2)
-    if names.conv1d:
-        up, down = up.T, down.T
-
-    def gain(key: str | None) -> Tensor | None:
-        return tensor(prefix + key).float() + names.offset if key else None
-
-    return Layer(W_in=up, W_out=down.T, W_gate=gate, gain_pre=gain(names.pre), gain_post=gain(names.post))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.hits import Hit, Hits
-from tl_flash.neurons import Neuron, NeuronLike
+from tl_flash.neurons import AnyNeuron, ExpertNeuron, Neuron, NeuronLike, neuron_of
 from tl_flash.null import Null
 from tl_flash.reading import NeuronReading
 from tl_flash.top_tokens import TopTokens, require_probabilities
@@ -80,6 +80,8 @@ class NeuronMap:
     n_layers: int
     """Layers of the model, of which `layers` are decoded."""
     layers: tuple[int, ...]
+    n_experts: int | None
+    """Experts of each layer, whose neurons follow one another along the second axis; None where the MLPs are dense."""
     d_model: int
     source: Source
     vocab: Vocab
@@ -102,7 +104,7 @@ class NeuronMap:
 
     @property
     def d_mlp(self) -> int:
-        """Neurons in a layer."""
+        """Neurons in a layer, those of all its experts."""
         return self.positive.ids.shape[1]
 
     @property
@@ -116,20 +118,36 @@ class NeuronMap:
         Raises:
             KeyError: the map does not hold the neuron.
         """
-        layer, index = Neuron.of(neuron)
-        if layer not in self.layers or index >= self.d_mlp:
+        return self.place(neuron)[0]
+
+    def place(self, neuron: NeuronLike) -> tuple[int, int]:
+        """The place of a neuron along the tensors' first two axes.
+
+        Raises:
+            KeyError: the map does not hold the neuron.
+        """
+        neuron = neuron_of(neuron)
+        expert = neuron.expert if isinstance(neuron, ExpertNeuron) else None
+        width = self.d_mlp // (self.n_experts or 1)
+        known = (expert is None) == (self.n_experts is None) and (expert or 0) < (self.n_experts or 1)
+        if neuron.layer not in self.layers or not known or neuron.index >= width:
+            experts = "" if self.n_experts is None else f"experts 0 to {self.n_experts - 1} of each, "
             raise KeyError(
-                f"neuron {Neuron(layer, index)}: this map holds layers {list(self.layers)}, "
-                f"neurons 0 to {self.d_mlp - 1} of each"
+                f"neuron {neuron}: this map holds layers {list(self.layers)}, {experts}neurons 0 to {width - 1} of each"
             )
-        return self.layers.index(layer)
+        return self.layers.index(neuron.layer), (expert or 0) * width + neuron.index
+
+    def neuron(self, row: int, column: int) -> AnyNeuron:
+        """The neuron at a place along the tensors' first two axes."""
+        if self.n_experts is None:
+            return Neuron(self.layers[row], column)
+        return ExpertNeuron(self.layers[row], *divmod(column, self.d_mlp // self.n_experts))
 
     def __getitem__(self, neuron: NeuronLike) -> NeuronReading:
-        neuron = Neuron.of(neuron)
-        row, index = self.row(neuron), neuron.index
+        row, index = self.place(neuron)
         positive, negative = (self._hits(pole, [row] * self.k, [index] * self.k, range(self.k)) for pole in POLES)
         return NeuronReading(
-            neuron=neuron,
+            neuron=self.neuron(row, index),
             side=self.side,
             score=self.score,
             positive=positive,
@@ -212,14 +230,16 @@ class NeuronMap:
         """A pandas frame, a row a neuron and pole."""
         import pandas as pd
 
-        L, M = len(self.layers), self.d_mlp
+        L, M, E = len(self.layers), self.d_mlp, self.n_experts or 1
         frames = []
         for pole in POLES:
             top = self._pole(pole)
             strings = top.strings.reshape(L * M, self.k)
             columns = {
+                "neuron": [str(self.neuron(row, column)) for row in range(L) for column in range(M)],
                 "layer": np.repeat(self.layers, M),
-                "index": np.tile(np.arange(M), L),
+                **({} if self.n_experts is None else {"expert": np.tile(np.repeat(np.arange(E), M // E), L)}),
+                "index": np.tile(np.arange(M // E), L * E),
                 "pole": pole,
                 "token": strings[:, 0],
                 "tokens": list(map(tuple, strings)),
@@ -238,9 +258,8 @@ class NeuronMap:
                 pd.DataFrame({k: v.flatten().numpy() if torch.is_tensor(v) else v for k, v in columns.items()})
             )
         frame = pd.concat(frames, ignore_index=True)
-        names = "L" + frame["layer"].astype(str) + "N" + frame["index"].astype(str)
-        frame.insert(0, "neuron", names)
-        return frame.sort_values(["layer", "index"], kind="stable", ignore_index=True)
+        order = ["layer", *(["expert"] if self.n_experts else []), "index"]
+        return frame.sort_values(order, kind="stable", ignore_index=True)
 
     def save(self, path: str | Path) -> None:
         """Write the map to one safetensors file, whole or not at all."""
@@ -262,8 +281,10 @@ class NeuronMap:
 
     def __repr__(self) -> str:
         source = self.source
+        experts = f"{self.n_experts} experts x " if self.n_experts else ""
         text = (
-            f"NeuronMap of {source.model} ({source.model_class}): {len(self.layers)} layers x {self.d_mlp} neurons, "
+            f"NeuronMap of {source.model} ({source.model_class}): {len(self.layers)} layers x {experts}"
+            f"{self.d_mlp // (self.n_experts or 1)} neurons, "
             f'side "{self.side}", score "{self.score}", k={self.k}, d_vocab={self.d_vocab}, fold_ln={source.fold_ln}'
             + (", through a lens" if source.lens else "")
         )
@@ -315,7 +336,7 @@ class NeuronMap:
         logit, std = float(top.logits[row, index, rank]), float(self.std[row, index])
         log_prob = float(top.tau[row, index]) * logit - float(top.log_z[row, index])
         return Hit(
-            neuron=Neuron(self.layers[row], index),
+            neuron=self.neuron(row, index),
             pole=pole,
             rank=rank,
             token=self.vocab.string(int(top.ids[row, index, rank])),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_NAME = re.compile(r"L(\d+)N(\d+)")
+_NAME = re.compile(r"L(\d+)(?:E(\d+))?N(\d+)")
 
 
 class Neuron(NamedTuple):
@@ -33,12 +33,9 @@ class Neuron(NamedTuple):
         """Read ``"L3N17"``.
 
         Raises:
-            ValueError: the name is not of that form.
+            ValueError: the name is not of that form, or that of an expert's neuron.
         """
-        match = _NAME.fullmatch(name.strip())
-        if match is None:
-            raise ValueError(f'neuron {name!r}: expected a name such as "L3N17" (layer 3, neuron 17)')
-        return cls(int(match[1]), int(match[2]))
+        return _dense(parse(name))
 
     @classmethod
     def of(cls, neuron: NeuronLike) -> Neuron:
@@ -46,21 +43,77 @@ class Neuron(NamedTuple):
 
         Raises:
             TypeError: it is neither a Neuron, a pair of ints nor a string.
-            ValueError: a string of another form, or a negative layer or index.
+            ValueError: a string of another form, a negative layer or index, or a neuron of an expert.
         """
-        if isinstance(neuron, str):
-            return cls.parse(neuron)
-        if not isinstance(neuron, tuple) or len(neuron) != 2:
-            raise TypeError(f'neuron {neuron!r}: expected a Neuron, a (layer, index) pair or "L3N17"')
-        if any(isinstance(part, bool) or not hasattr(part, "__index__") for part in neuron):
-            raise TypeError(f"neuron {neuron!r}: expected whole numbers (layer, index)")
-        layer, index = (int(part) for part in neuron)
-        if layer < 0 or index < 0:
-            raise ValueError(f"neuron {neuron!r}: layer and index count from 0, negative ones name nothing")
-        return cls(layer, index)
+        return _dense(neuron_of(neuron))
 
 
-NeuronLike = Neuron | tuple[int, int] | str
+class ExpertNeuron(NamedTuple):
+    """One neuron of an expert, in a mixture of experts: layer, expert, and index within the expert, all from 0.
+
+    Prints as ``L3E5N17``. Maps take an ExpertNeuron, a ``(layer, expert, index)`` triple or the string alike.
+
+    Example:
+        >>> str(ExpertNeuron(3, 5, 17))
+        'L3E5N17'
+    """
+
+    layer: int
+    expert: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - the field's own name
+
+    def __str__(self) -> str:
+        return f"L{self.layer}E{self.expert}N{self.index}"
+
+
+AnyNeuron = Neuron | ExpertNeuron
+NeuronLike = AnyNeuron | tuple[int, int] | tuple[int, int, int] | str
+
+
+def parse(name: str) -> AnyNeuron:
+    """Read ``"L3N17"`` or ``"L3E5N17"``.
+
+    Raises:
+        ValueError: the name is of neither form.
+
+    Example:
+        >>> parse("L3E5N17")
+        ExpertNeuron(layer=3, expert=5, index=17)
+    """
+    match = _NAME.fullmatch(name.strip())
+    if match is None:
+        raise ValueError(
+            f'neuron {name!r}: expected a name such as "L3N17" (layer 3, neuron 17), or "L3E5N17" (of expert 5)'
+        )
+    layer, expert, index = match.groups()
+    return Neuron(int(layer), int(index)) if expert is None else ExpertNeuron(int(layer), int(expert), int(index))
+
+
+def neuron_of(neuron: NeuronLike) -> AnyNeuron:
+    """Take any accepted form of a neuron, of a dense MLP or of an expert.
+
+    Raises:
+        TypeError: it is neither a neuron, two or three ints nor a string.
+        ValueError: a string of another form, or a negative number.
+    """
+    if isinstance(neuron, str):
+        return parse(neuron)
+    if not isinstance(neuron, tuple) or len(neuron) not in (2, 3):
+        raise TypeError(f'neuron {neuron!r}: expected a Neuron, a (layer, index) pair or "L3N17"')
+    if any(isinstance(part, bool) or not hasattr(part, "__index__") for part in neuron):
+        raise TypeError(f"neuron {neuron!r}: expected whole numbers (layer, index)")
+    if any(int(part) < 0 for part in neuron):
+        raise ValueError(f"neuron {neuron!r}: layer and index count from 0, negative ones name nothing")
+    return Neuron(*map(int, neuron)) if len(neuron) == 2 else ExpertNeuron(*map(int, neuron))
+
+
+def _dense(neuron: AnyNeuron) -> Neuron:
+    if isinstance(neuron, ExpertNeuron):
+        raise ValueError(
+            f"neuron {neuron}: is one of a mixture of experts; expected one of a dense MLP, such as "
+            f"{Neuron(neuron.layer, neuron.index)}"
+        )
+    return neuron
 
 
 def by_layer(neurons: Iterable[NeuronLike]) -> dict[int, list[Neuron]]:

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from tl_flash.hits import Hit, table, to_frame
-from tl_flash.neurons import Neuron
+from tl_flash.neurons import AnyNeuron
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class NeuronReading:
     """What one neuron's weights say on one side, read at both poles."""
 
-    neuron: Neuron
+    neuron: AnyNeuron
     side: str
     score: str
     positive: tuple[Hit, ...]

@@ -33,6 +33,7 @@ def save(map: NeuronMap, path: str | Path) -> None:
         "score": map.score,
         "n_layers": map.n_layers,
         "layers": list(map.layers),
+        "n_experts": map.n_experts,
         "d_model": map.d_model,
         "d_vocab": map.d_vocab,
         "tracked": map.tracked.ids,
@@ -61,6 +62,7 @@ def load(path: str | Path) -> NeuronMap:
         score=header["score"],
         n_layers=header["n_layers"],
         layers=tuple(header["layers"]),
+        n_experts=header["n_experts"],
         d_model=header["d_model"],
         source=Source(**header["source"]),
         vocab=vocab,
@@ -76,6 +78,9 @@ def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, 
     """Write an artefact beside `path`, flush it to the disk, and only then give it its name.
 
     A crash on the way leaves an older file at `path` as it was.
+
+    Raises:
+        OSError: it cannot be written, for want of space for one.
     """
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -85,7 +90,10 @@ def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, 
     try:
         partial.touch()
         mode = partial.stat().st_mode  # as the umask has it; safetensors writes files that only their owner may read
-        save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
+        try:
+            save_file(tensors, partial, {format: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:  # which it raises where the disk is full, too
+            raise OSError(f"{path}: could not be written ({error})") from error
         partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())

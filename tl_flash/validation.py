@@ -149,8 +149,8 @@ def validate(
     peers = Peers(weights, controls, seed)
     records, effects = [], []
     for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
-        token = hits.token_id(hit)
-        clamps = [(neuron, dose) for neuron in (hit.neuron, *peers.of(hit.neuron))]
+        token, own = hits.token_id(hit), Neuron.of(hit.neuron)
+        clamps = [(neuron, dose) for neuron in (own, *peers.of(own))]
         after, *others = answers_alone(model, texts, clamps, positions=positions, batch_size=batch_size)
         effects.append(torch.stack([(other.log_probs - before.log_probs)[:, token].mean() for other in others]))
         records.append(_record(hits, hit, dose, before, after) | _against(effects[-1], before, after, token))
@@ -162,6 +162,8 @@ def validate(
 def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
     """Refuse labels that this model's weights do not give."""
     map = hits.map
+    if map.n_experts is not None:
+        raise ValueError("labels: of a mixture of experts, whose neurons no hook carries; expected a dense model's map")
     if map.side not in weights.sides:
         raise ValueError(f'labels: expected a map of side "in", "gate" or "out", got side {map.side!r}')
     if map.source.lens != (None if lens is None else lens.fingerprint):

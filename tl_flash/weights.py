@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,20 +14,40 @@ from torch import Tensor
 from tl_flash.vocab import Vocab
 
 SIDES = ("in", "gate", "out")
+ALL = slice(None)
 _MATRIX = {"in": "W_in", "gate": "W_gate", "out": "W_out"}
+
+
+Matrix = Tensor | tuple[Tensor, ...]
+"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's MLP as the model holds it, a neuron a row; views, never copies."""
+    """One layer's MLP as the model holds it; views, never copies."""
 
-    W_in: Float[Tensor, "d_mlp d_model"]
-    W_out: Float[Tensor, "d_mlp d_model"]
-    W_gate: Float[Tensor, "d_mlp d_model"] | None = None
+    W_in: Matrix
+    W_out: Matrix
+    W_gate: Matrix | None = None
     gain_pre: Float[Tensor, " d_model"] | None = None
     """Scale of the norm before the MLP, None where there is none or it is folded in already."""
     gain_post: Float[Tensor, " d_model"] | None = None
     """Scale of a norm after the MLP (Gemma 2 and 3, OLMo 2)."""
+
+    @property
+    def n_experts(self) -> int | None:
+        """How many experts; None where the MLP is dense."""
+        return len(self.W_in) if isinstance(self.W_in, tuple) else None
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons of the MLP, or of each expert."""
+        return len(self.W_in[0] if isinstance(self.W_in, tuple) else self.W_in)
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons of all experts, those of the first one first."""
+        return self.d_mlp * (self.n_experts or 1)
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,7 @@ class MLPWeights:
 
     n_layers: int
     d_mlp: int
+    """Neurons of the first layer's MLP, or of each of its experts."""
     d_model: int
     centre: bool
     """Whether the norms are LayerNorm, which centres, and not RMSNorm."""
@@ -50,6 +72,12 @@ class MLPWeights:
     vocab: Vocab = field(repr=False)
     name: str
     class_name: str
+    on_disk: bool = False
+    """Whether a layer has to be read from a disk first."""
+    require_layers: Callable[[Sequence[int]], None] = field(default=lambda layers: None, repr=False)
+    """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
+    identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
+    """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
 
     @property
     def d_vocab(self) -> int:
@@ -65,42 +93,73 @@ class MLPWeights:
         """One layer's matrices.
 
         Raises:
-            ValueError: the layer is unknown, or its width differs from the first one's.
+            ValueError: the layer is unknown, or of another width than the residual stream.
         """
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"layers: expected layers from 0 to {self.n_layers - 1}, got {layer}")
         read = self.read_layer(layer)
-        if read.W_in.shape != (self.d_mlp, self.d_model):
-            raise ValueError(
-                f"layer {layer}: W_in is {tuple(read.W_in.shape)}, expected ({self.d_mlp}, {self.d_model}) as in the "
-                "first layer; decode layers of one width at a time with layers="
-            )
+        for matrix in read.W_in if isinstance(read.W_in, tuple) else (read.W_in,):
+            if matrix.shape != (read.d_mlp, self.d_model):
+                raise ValueError(
+                    f"layer {layer}: W_in is {tuple(matrix.shape)}, expected ({read.d_mlp}, {self.d_model}): "
+                    "d_mlp and d_model"
+                )
         return read
 
-    def directions(self, layer: int, side: str, *, fold_ln: bool = True) -> Float[Tensor, "d_mlp d_model"]:
+    def held(
+        self, layer: int, side: str, neurons: slice = ALL, device: torch.device | None = None
+    ) -> Float[Tensor, "n d_model"]:
+        """A layer's neurons on one side as the model holds them, in its dtype; by default all, where they are."""
+        require_side(side, self.sides)
+        matrix: Matrix = getattr(self.layer(layer), _MATRIX[side])
+        dtype = (matrix[0] if isinstance(matrix, tuple) else matrix).dtype
+        if dtype not in _FLOATS:
+            raise ValueError(f"layer {layer}: expected floating-point weights, got {dtype} (quantised?)")
+        if not isinstance(matrix, tuple):
+            return matrix[neurons].detach().to(device)
+        start, stop, _ = neurons.indices(len(matrix) * len(matrix[0]))
+        experts = range(start // len(matrix[0]), -(-stop // len(matrix[0])))
+        pieces = [
+            matrix[expert][max(start - first, 0) : stop - first].detach().to(device)
+            for expert in experts
+            for first in [expert * len(matrix[0])]
+        ]
+        return torch.cat(pieces)
+
+    def directions(
+        self,
+        layer: int,
+        side: str,
+        *,
+        fold_ln: bool = True,
+        neurons: slice = ALL,
+        device: torch.device | None = None,
+    ) -> Float[Tensor, "n d_model"]:
         """The directions of one layer's neurons on one side, float32, in the basis of the residual stream.
 
         Folded, the read sides carry the gain of the norm before the MLP and the write side that of a norm after it,
         and LayerNorm centres; so a model gives the same directions however it was loaded. Unfolded, the weights are
         read as the model holds them.
 
+        Args:
+            layer: which layer.
+            side: "in", "gate" or "out".
+            fold_ln: fold the norms' scales in.
+            neurons: which of the layer's; expert after expert where there are experts.
+            device: where to; by default where the layer is.
+
         Raises:
             ValueError: an unknown layer or side, no gate in this model, or a NaN or infinite weight.
         """
-        require_side(side, self.sides)
-        read = self.layer(layer)
-        matrix: Tensor = getattr(read, _MATRIX[side])
-        x = require_finite(matrix.detach().float(), f"layer {layer}: {_MATRIX[side]}")
+        held = self.held(layer, side, neurons, device)
+        x = require_finite(held.float(), f"layer {layer}: {_MATRIX[side]}", first=neurons.start or 0)
         if not fold_ln:
             return x
+        read = self.layer(layer)
         gain = read.gain_post if side == "out" else read.gain_pre
         if gain is not None:
             x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
         return x - x.mean(-1, keepdim=True) if self.centre else x
-
-    def fingerprint(self, layers: Sequence[int], side: str) -> str:
-        """The digest of W_U and of one side of these layers, as held."""
-        return fingerprint(self.W_U.T, *(getattr(self.layer(layer), _MATRIX[side]) for layer in layers))
 
 
 def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
@@ -118,23 +177,24 @@ def require_side(side: str, sides: Sequence[str]) -> None:
         raise ValueError('side: "gate" needs a gated MLP, and this model\'s MLP has none; use "in" or "out"')
 
 
-def require_finite(tensor: Tensor, what: str) -> Tensor:
-    """Return a tensor that holds no NaN and no infinity.
+def require_finite(tensor: Tensor, what: str, first: int = 0) -> Tensor:
+    """Return a tensor that holds no NaN and no infinity; `first` is what its first row is called.
 
     Raises:
         ValueError: it holds one; the message says how many and where the first is.
     """
     finite = torch.isfinite(tensor)
     if not finite.all():
-        first = tuple(int(i) for i in (~finite).nonzero()[0])
-        count = int((~finite).sum())
+        row, *column = (int(i) for i in (~finite).nonzero()[0])
+        place, count = (row + first, *column), int((~finite).sum())
         raise ValueError(
-            f"{what} holds {count} NaN or infinite values, the first at {first} (neuron or row first); "
+            f"{what} holds {count} NaN or infinite values, the first at {place} (neuron or row first); "
             "expected finite weights: check how the model was loaded or trained"
         )
     return tensor
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -144,16 +204,44 @@ def fingerprint(*matrices: Tensor) -> str:
     Every element counts, with its place: a matrix enters by its shape, its dtype and the exact integer sums of its bit
     patterns along both axes, those of the columns weighted by row. (It tells models apart; it is no signature.)
     """
-    digest = hashlib.sha256()
-    for matrix in matrices:
-        digest.update(f"{tuple(matrix.shape)} {matrix.dtype}".encode())
+    return combined([digest(matrix) for matrix in matrices])
+
+
+def combined(digests: Sequence[str]) -> str:
+    """The fingerprint of matrices by their digests, which may have been taken apart from each other."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
+
+
+def digest(matrix: Tensor) -> str:
+    """The digest of one matrix; see `fingerprint`."""
+    return Sums.of(matrix).digest()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a digest is made of, still on the matrix's device: nothing has waited for it."""
+
+    kind: str
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Sums:
+        """Sum the bit patterns of a matrix along both axes."""
         bits = matrix.detach().view(_BITS[matrix.element_size()])
+        rows = []
         columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)
-        rows = max(1, 2**22 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
-        for start in range(0, len(bits), rows):
-            block = bits[start : start + rows].to(torch.int64)
+        size = max(1, 2**22 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
+        for start in range(0, len(bits), size):
+            block = bits[start : start + size].to(torch.int64)
             weight = torch.arange(start + 1, start + 1 + len(block), device=matrix.device)
             columns += (block * weight[:, None]).sum(0)
-            digest.update(block.sum(1).cpu().numpy().tobytes())
-        digest.update(columns.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+            rows.append(block.sum(1))
+        return cls(f"{tuple(matrix.shape)} {matrix.dtype}", torch.cat(rows), columns)
+
+    def digest(self) -> str:
+        """The digest, for which the device is waited for."""
+        hashed = hashlib.sha256(self.kind.encode())
+        for sums in (self.rows, self.columns):
+            hashed.update(sums.cpu().numpy().tobytes())
+        return hashed.hexdigest()[:32]
