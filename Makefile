@@ -39,7 +39,7 @@ test: install test-tl4
 	$(VENV)/bin/pytest
 
 # Only what touches TransformerLens differs between its versions.
-TL4_TESTS := models surfaces clamp alone activations prompts experiments validation lens
+TL4_TESTS := models checkpoint surfaces clamp alone activations prompts experiments validation lens
 test-tl4: $(TL4)/.done
 	$(TL4)/bin/pytest $(addprefix tests/test_,$(addsuffix .py,$(TL4_TESTS)))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -245,3 +246,18 @@ def test_a_figure_becomes_a_picture(two_layers, tmp_path):
     path = tmp_path / "figure.png"
     plots.token_by_layer(two_layers, 5).write_image(path, width=400, height=300)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
+
+
+def test_neurons_of_experts_are_named_so(maps):
+    experts = dataclasses.replace(maps[0], n_experts=4)
+    figures = [
+        plots.token_by_layer(experts, " w9"),
+        plots.specialisation(experts),
+        plots.changed(compare(experts, dataclasses.replace(maps[1], n_experts=4))),
+        plots.neuron_atlas(torch.randn(N, D), experts),
+    ]
+    for figure in figures:
+        names = [name for trace in figure.data if trace.hovertext is not None for name in trace.hovertext]
+        assert names and all(re.fullmatch(r"L0E[0-3]N1?\d", name) for name in names)
+    assert "L0E0N7" in [annotation.text for annotation in figures[0].layout.annotations]
+    assert "L0E1N3" in plots.neuron(experts, "L0E1N3").layout.title.text

@@ -1,6 +1,7 @@
 """The explorer page, as a browser shows it."""
 
 import base64
+import dataclasses
 import gzip
 import json
 import re
@@ -333,6 +334,20 @@ def test_a_map_of_cosines_has_no_probabilities(browser, models, tmp_path):
     assert not browser.find_elements("css selector", ".cell.prob") and shown(browser)
     type_in(browser, "L3")
     assert shown(browser)[0].startswith("L3N") and errors(browser) == []
+
+
+@needs_browser
+def test_neurons_of_experts_have_their_names(browser, maps, tmp_path):
+    experts = dataclasses.replace(maps["base", "out"], n_experts=4)
+    opened(browser, report.write(experts, tmp_path / "experts.html", figures=[]))
+    width = experts.d_mlp // 4
+    for name in ("L0E0N0", f"L1E3N{width - 1}"):
+        type_in(browser, name)
+        assert shown(browser) == [name]
+    for name in (f"L0E0N{width}", "L0E4N0", "L0N3"):
+        type_in(browser, name)
+        assert shown(browser) == []
+    assert errors(browser) == []
 
 
 def blobs(path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_flash.hits import Hits
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.plots import theme as themes
+from tl_flash.plots.names import named
 from tl_flash.plots.theme import all_quoted, quoted
 
 _COMPONENTS, _ROUNDS, _NAMED = 16, 20, 4
@@ -50,7 +51,8 @@ def neuron_atlas(
     if not 1 <= clusters <= len(colours.cycle):
         raise ValueError(f"clusters: expected 1 to {len(colours.cycle)}, a colour each, got {clusters}")
     source = labels if isinstance(labels, NeuronMap) else labels.map
-    layer, index, negative, ids, z, prob = _labels(labels)
+    row, index, negative, ids, z, prob = _labels(labels)
+    layer = np.asarray(source.layers)[row]
     if directions.ndim != 2 or len(directions) != len(ids) or len(ids) < 3:
         raise ValueError(
             f"directions: expected [{len(ids)}, d_model], a row a label and at least 3, got {tuple(directions.shape)}"
@@ -68,6 +70,7 @@ def neuron_atlas(
     )
     for at in np.argsort(-np.bincount(cluster, minlength=clusters), kind="stable").tolist():
         part, colour = cluster == at, colours.cycle[at]
+        template, named_by = named(source, row[part], index[part])
         names = ", ".join(quoted(source.vocab.string(id)) for id in _own(ids, part))
         figure.add_trace(
             go.Scattergl(
@@ -79,9 +82,10 @@ def neuron_atlas(
                 customdata=np.stack([layer, index, z, prob], axis=1)[part].astype(np.float32),
                 text=all_quoted(source.vocab.names[ids[part]]),
                 hovertemplate=(
-                    "<b>L%{customdata[0]}N%{customdata[1]}</b><br>token %{text}<br>z %{customdata[2]:.2f}"
+                    f"{template}<br>token %{{text}}<br>z %{{customdata[2]:.2f}}"
                     "<br>probability %{customdata[3]:.3g}<extra></extra>"
                 ),
+                **named_by,
             )
         )
         outwards = np.argsort(-np.hypot(*places[part].T), kind="stable")
@@ -97,14 +101,14 @@ def neuron_atlas(
 
 
 def _labels(labels: NeuronMap | Hits) -> tuple[np.ndarray, ...]:
-    """Layer, index, whether the negative pole is meant, label's id, z and probability, a neuron each."""
+    """Row and column in the map, whether the negative pole is meant, label's id, z and probability, a neuron each."""
     if isinstance(labels, Hits):
         columns = [
-            (hit.neuron.layer, hit.neuron.index, hit.pole == "negative", labels.token_id(hit), hit.z, hit.prob)
+            (*labels.map.place(hit.neuron), hit.pole == "negative", labels.token_id(hit), hit.z, hit.prob)
             for hit in labels
         ]
-        layer, index, negative, ids, z, prob = (np.array(column) for column in zip(*columns, strict=True))
-        return layer, index, negative, ids, z, prob
+        row, index, negative, ids, z, prob = (np.array(column) for column in zip(*columns, strict=True))
+        return row, index, negative, ids, z, prob
     negative = labels.negative.z[..., 0] > labels.positive.z[..., 0]
     cosines = labels.score != "dot"
 
@@ -113,7 +117,7 @@ def _labels(labels: NeuronMap | Hits) -> tuple[np.ndarray, ...]:
         return torch.where(negative, *poles).flatten().numpy()
 
     return (
-        np.repeat(labels.layers, labels.d_mlp),
+        np.repeat(np.arange(len(labels.layers)), labels.d_mlp),
         np.tile(np.arange(labels.d_mlp), len(labels.layers)),
         negative.flatten().numpy(),
         better("ids"),

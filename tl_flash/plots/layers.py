@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from tl_flash.compare import Comparison
 from tl_flash.neuron_map import NeuronMap
 from tl_flash.plots import theme as themes
+from tl_flash.plots.names import named
 from tl_flash.plots.theme import Theme, all_quoted
 
 _FENCES = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -91,6 +92,9 @@ def _boxes(neurons: NeuronMap, values: torch.Tensor, name: str, colour: str, col
 def _largest(neurons: NeuronMap, values: torch.Tensor, tokens: torch.Tensor, name: str, colours: Theme) -> go.Scatter:
     top, places = values.topk(min(_TOP, values.shape[1]), dim=1)
     layers = np.repeat(neurons.layers, top.shape[1])
+    rows = np.repeat(np.arange(len(places)), places.shape[1])
+    columns = places.flatten().numpy() % neurons.d_mlp
+    template, names = named(neurons, rows, columns)
     return go.Scatter(
         x=layers + (0.16 if neurons.null is not None else 0.0),
         y=top.flatten().numpy(),
@@ -98,11 +102,10 @@ def _largest(neurons: NeuronMap, values: torch.Tensor, tokens: torch.Tensor, nam
         name="largest",
         showlegend=False,
         marker={"size": 5, "color": colours.blue},
-        customdata=np.stack([layers, places.flatten().numpy() % neurons.d_mlp], axis=1),
+        customdata=np.stack([layers, columns], axis=1),
         text=all_quoted(neurons.vocab.names[tokens.gather(1, places).flatten().numpy()]),
-        hovertemplate=(
-            f"<b>L%{{customdata[0]}}N%{{customdata[1]}}</b><br>token %{{text}}<br>{name} %{{y:.2f}}<extra></extra>"
-        ),
+        hovertemplate=f"{template}<br>token %{{text}}<br>{name} %{{y:.2f}}<extra></extra>",
+        **names,
     )
 
 
@@ -203,6 +206,7 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
     ):
         row, index = part.nonzero()
         layer = np.asarray(a.layers)[row]
+        template, names = named(a, row, index)
         before, after = (all_quoted(map.vocab.names[map.positive.ids[..., 0].numpy()[part]]) for map in (a, b))
         text = before if name == "same top token" else [f"{x} → {y}" for x, y in zip(before, after, strict=True)]
         figure.add_trace(
@@ -215,9 +219,10 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
                 customdata=np.stack([layer, index, probs[part]], axis=1).astype(np.float32),
                 text=text,
                 hovertemplate=(
-                    "<b>L%{customdata[0]}N%{customdata[1]}</b><br>top token %{text}<br>z %{y:.2f}"
+                    f"{template}<br>top token %{{text}}<br>z %{{y:.2f}}"
                     "<br>probability %{customdata[2]:.3g}<extra></extra>"
                 ),
+                **names,
             )
         )
     return figure.update_xaxes(tickvals=list(a.layers))

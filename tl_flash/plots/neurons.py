@@ -13,8 +13,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron, NeuronLike
+from tl_flash.neurons import NeuronLike
 from tl_flash.plots import theme as themes
+from tl_flash.plots.names import named
 from tl_flash.plots.theme import Theme, all_quoted, quoted
 
 _NAMED = 3
@@ -63,7 +64,7 @@ def token_by_layer(neurons: NeuronMap, token: str | int, *, theme: str = "light"
         figure.add_trace(_points(neurons, part, probs, z, label, colour, opacity))
     for flat in np.argsort(-probs, axis=None, kind="stable")[:_NAMED].tolist():
         row, index = divmod(flat, neurons.d_mlp)
-        text = {"text": str(Neuron(neurons.layers[row], index)), "font": {"size": 12, "color": colours.text}}
+        text = {"text": str(neurons.neuron(row, index)), "font": {"size": 12, "color": colours.text}}
         x = neurons.layers[row] + _offset(index, neurons)
         figure.add_annotation(x=x, y=float(probs[row, index]), showarrow=False, yshift=12, **text)
     return figure.update_xaxes(tickvals=list(neurons.layers)).update_yaxes(rangemode="tozero", tickformat=".0~%")
@@ -79,6 +80,7 @@ def _points(
 ) -> go.Scattergl:
     row, index = part.nonzero()
     layer = np.asarray(neurons.layers)[row]
+    name, names = named(neurons, row, index)
     return go.Scattergl(
         x=(layer + _offset(index, neurons)).astype(np.float32),
         y=probs[part],
@@ -88,9 +90,9 @@ def _points(
         customdata=np.stack([layer, index, z[part]], axis=1).astype(np.float32),
         text=all_quoted(neurons.vocab.names[neurons.positive.ids[..., 0].numpy()[part]]),
         hovertemplate=(
-            "<b>L%{customdata[0]}N%{customdata[1]}</b><br>probability %{y:.3g}<br>z %{customdata[2]:.2f}"
-            "<br>top token %{text}<extra></extra>"
+            f"{name}<br>probability %{{y:.3g}}<br>z %{{customdata[2]:.2f}}<br>top token %{{text}}<extra></extra>"
         ),
+        **names,
     )
 
 
@@ -141,7 +143,7 @@ def neuron(
         'z-score of the token'
     """
     colours = themes.of(theme)
-    reading, row, index = neurons[which], neurons.row(which), Neuron.of(which).index
+    reading, (row, index) = neurons[which], neurons.place(which)
     z = None if scores is None else _standardised(neurons, row, index, scores)
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.32, 0.68])
     figure.update_layout(template=colours.template(), bargap=0.22, height=330 + 34 * neurons.k)
@@ -216,7 +218,7 @@ def _standardised(neurons: NeuronMap, row: int, index: int, scores: Tensor) -> n
     listed, own = neurons.positive.logits[row, index], centred[neurons.positive.ids[row, index].long()]
     if ((listed - own).abs() > 0.02 * listed.abs() + 1e-6).any():
         raise ValueError(
-            f"scores: the map gives {Neuron(neurons.layers[row], index)}'s top token the logit {float(listed[0]):.4g}, "
+            f"scores: the map gives {neurons.neuron(row, index)}'s top token the logit {float(listed[0]):.4g}, "
             f"these scores {float(own[0]):.4g}; give those of this neuron, on the map's side and with its folding"
         )
     return (centred / neurons.std[row, index]).numpy()

@@ -131,6 +131,7 @@ def _meta(title: str, map: NeuronMap, sides: list[dict[str, Any]], figures: int)
         "layers": list(map.layers),
         "n_layers": map.n_layers,
         "d_mlp": map.d_mlp,
+        "n_experts": map.n_experts,
         "k": map.k,
         "d_vocab": map.d_vocab,
         "score": map.score,

@@ -58,13 +58,22 @@ async function readSide(meta, described) {
   return { ...described, column, poles, validated };
 }
 
+const NEURON = /^L(\d+)(?:E(\d+))?N(\d+)$/i;
 const rowCount = (meta) => meta.layers.length * meta.d_mlp;
 const layerOf = (meta, row) => meta.layers[Math.floor(row / meta.d_mlp)];
-const nameOf = (meta, row) => `L${layerOf(meta, row)}N${row % meta.d_mlp}`;
+/** Neurons of one expert, or of a dense layer. */
+const widthOf = (meta) => meta.d_mlp / (meta.n_experts || 1);
+
+function nameOf(meta, row) {
+  const column = row % meta.d_mlp, width = widthOf(meta);
+  const expert = meta.n_experts ? `E${Math.floor(column / width)}` : "";
+  return `L${layerOf(meta, row)}${expert}N${column % width}`;
+}
 
 /** The row of a neuron's name; -1 where the map does not hold it. */
 function rowOf(meta, name) {
-  const [, layer, index] = name.match(/^L(\d+)N(\d+)$/i).map(Number);
-  const at = meta.layers.indexOf(layer);
-  return at < 0 || index >= meta.d_mlp ? -1 : at * meta.d_mlp + index;
+  const [, layer, expert, index] = name.match(NEURON);
+  const at = meta.layers.indexOf(Number(layer)), width = widthOf(meta);
+  const known = (expert === undefined) === !meta.n_experts && Number(expert || 0) < (meta.n_experts || 1);
+  return at < 0 || !known || index >= width ? -1 : at * meta.d_mlp + (expert || 0) * width + Number(index);
 }

@@ -9,7 +9,6 @@ import numpy as np
 
 from tl_flash.compare import Comparison
 from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import Neuron
 from tl_flash.validation import COLUMNS, Validation
 
 if TYPE_CHECKING:
@@ -84,6 +83,6 @@ def require_labels(frame: pd.DataFrame, by_side: dict[str, NeuronMap]) -> None:
         map = by_side.get(side)
         if map is None:
             raise ValueError(f'validation: expected side {" or ".join(map_side for map_side in by_side)}, got "{side}"')
-        top, neuron = getattr(map, pole), Neuron.parse(name)
-        if token not in [map.vocab.string(id) for id in top.ids[map.row(neuron), neuron.index].tolist()]:
+        top = getattr(map, pole)
+        if token not in [map.vocab.string(id) for id in top.ids[map.place(name)].tolist()]:
             raise ValueError(f"validation: {token!r} is no {pole} top token of {name} in the map; validate this map")

@@ -84,8 +84,7 @@ class Search {
   /** What a query asks for: {kind: "all" | "layer" | "neuron" | "token" | "nothing", ...}. */
   parse(query) {
     const text = query.trim();
-    const neuron = text.match(/^L(\d+)N(\d+)$/i);
-    if (neuron) {
+    if (NEURON.test(text)) {
       const row = rowOf(this.meta, text);
       return row < 0 ? { kind: "nothing", why: `this map has no neuron ${text}` } : { kind: "neuron", row };
     }
