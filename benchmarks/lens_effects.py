@@ -75,8 +75,14 @@ def cost(model, seed: int) -> str:
         for _ in range(3)
     ]
     sweep, loop = (sorted(part)[1] for part in zip(*rounds, strict=True))
-    ratio = f"{loop / sweep:.1f} times"
-    return f"all {len(layers)} layers from one sweep {sweep:.2f} s, a loop over layers {loop:.2f} s: {ratio}"
+    d_model, inner = 4096, 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    flop = d_model * 2 * inner * 48 * 40
+    return (
+        f"all {len(layers)} layers from one sweep {sweep:.2f} s, a loop over layers {loop:.2f} s: "
+        f"{loop / sweep:.1f} times\n"
+        f"an estimate for Llama 3.1 8B, 48 texts of 40 tokens: d_model backward passes of 2 FLOP a weight and token, "
+        f"{flop:.1e} FLOP, {flop / 790e12:.0f} s at the 790 TFLOP/s of a bf16 product on an H100"
+    )
 
 
 def main() -> None:

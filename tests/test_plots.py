@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, plots, validate
+from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, models, plots, validate
 from tl_flash.plots import theme
 
 D, V, N = 16, 60, 80
@@ -52,7 +52,18 @@ def named(figure):
     return {trace.name: trace for trace in figure.data if trace.showlegend is not False}
 
 
-def test_a_tokens_probability_by_layer(two_layers):
+def probability_in_place_of_the_top(bridge, map):
+    """Each neuron of layer 0: its top token moved to the null's z-score, then the softmax."""
+    weights = models.read(bridge)
+    W_U = weights.final_gain[:, None] * weights.W_U
+    scores = weights.directions(0, "out") @ (W_U - W_U.mean(0) if weights.centre else W_U)
+    scores = scores - scores.mean(1, keepdim=True)
+    top = (torch.arange(len(scores)), map.positive.ids[0, :, 0].long())
+    scores[top] = map.null.quantile()[0] * map.std[0]
+    return (map.positive.tau[0][:, None] * scores).softmax(1)[top]
+
+
+def test_a_tokens_probability_by_layer(bridge, two_layers):
     figure = plots.token_by_layer(two_layers, 5)
     band, below, beyond = figure.data
     z = two_layers.tracked[5] / two_layers.std
@@ -63,10 +74,7 @@ def test_a_tokens_probability_by_layer(two_layers):
     layer, index, shown_z = values(below.customdata[3])
     assert shown_z == pytest.approx(float(z[int(layer), int(index)]), rel=1e-5)
     assert below.text[3] == theme.quoted(two_layers[int(layer), int(index)].positive[0].token)
-    at_bar = torch.exp(
-        two_layers.positive.tau * two_layers.std * two_layers.null.quantile()[:, None] - two_layers.positive.log_z
-    )
-    assert band.y[1] == pytest.approx(float(at_bar[0].median()), rel=1e-4)
+    assert band.y[1] == pytest.approx(float(probability_in_place_of_the_top(bridge, two_layers).median()), rel=1e-4)
     assert "probability of" in figure.layout.yaxis.title.text and "layer" in figure.layout.xaxis.title.text
 
 

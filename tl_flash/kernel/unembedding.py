@@ -281,8 +281,9 @@ def _upper_float32(lengths: Tensor) -> Tensor:
 def _covariance(u: Unembedding) -> Tensor:
     """float32 products of parts of the vocabulary, summed in float64."""
     total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
+    columns = max(PART_BYTES // (8 * u.d_model), u.d_model // 4)  # few, and each of them smaller than the total
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(u.d_vocab, PART_BYTES // (8 * u.d_model)):
+        for part in parts(u.d_vocab, columns):
             W = u.W_U[:, part].to(torch.float64, copy=True)
             if u.column_scale is not None:
                 W *= u.column_scale[part]

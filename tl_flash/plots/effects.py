@@ -183,14 +183,14 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     if missing or not len(frame):
         raise ValueError(f"frame: expected rows of {', '.join(LENS_COLUMNS)}; {', '.join(missing) or 'rows'} missing")
     doses = sorted(frame["dose"].unique())
-    titles = [f"clamped to {dose:g} std" for dose in doses]
+    titles = [f"{dose:g} std" for dose in doses]
     panels = make_subplots(1, len(doses), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
     panels.update_layout(template=colours.template()).update_annotations(font={"size": 13, "color": colours.muted})
     themes.titled(
         panels,
         colours,
         "How well a write reading predicts what a clamp does",
-        "correlation over the vocabulary of W_out's scores with the measured change of the log-probabilities",
+        "correlation over the vocabulary with the measured change of the log-probabilities, by the dose clamped to",
     )
     looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
     for column, dose in enumerate(doses, start=1):

@@ -26,7 +26,8 @@ def token_by_layer(neurons: NeuronMap, token: str | int, *, theme: str = "light"
     """The probability of one token for every neuron, layer by layer (Davies 2025's picture of " dog").
 
     Coloured are the neurons whose z-score of the token exceeds the null's 99.9% of top z-scores in their layer; the
-    band reaches up to the probability that this z-score is in the layer's median neuron.
+    band reaches up to the probability that a token of this z-score would have in place of a neuron's top token, in the
+    median over the layer.
 
     Args:
         neurons: a map that tracked the token: `flash_decode(model, tokens=[" dog"])`.
@@ -97,8 +98,7 @@ def _points(
 
 
 def _null_band(figure: go.Figure, neurons: NeuronMap, bar: np.ndarray, colours: Theme) -> None:
-    scale = neurons.positive.tau * neurons.std
-    at_bar = torch.exp(scale * torch.from_numpy(bar)[:, None] - neurons.positive.log_z).median(1).values
+    at_bar = _probability_of(torch.from_numpy(bar)[:, None], neurons).median(1).values
     x, y = [], []
     for layer, height in zip(neurons.layers, at_bar.tolist(), strict=True):
         x += [layer - 0.46, layer - 0.46, layer + 0.46, layer + 0.46, None]
@@ -113,6 +113,13 @@ def _null_band(figure: go.Figure, neurons: NeuronMap, bar: np.ndarray, colours: 
         fillcolor=themes.faint(colours.grey, 0x1C),
         hoverinfo="skip",
     )
+
+
+def _probability_of(z: Tensor, neurons: NeuronMap) -> Tensor:
+    """Of a token of z-score `z` in place of each neuron's top token, the others as they are: [layer, neuron]."""
+    top = neurons.positive
+    log_others = top.log_z.double() + torch.log1p(-top.probs[..., 0].double().clamp(max=1 - 1e-12))
+    return torch.sigmoid(top.tau.double() * neurons.std.double() * z.double() - log_others)
 
 
 def neuron(
