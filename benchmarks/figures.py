@@ -25,12 +25,11 @@ from tl_flash import (
     Comparison,
     NeuronMap,
     Validation,
-    check_lens,
+    activation_stats,
     clamp_sweep,
     compare,
     demo,
     flash_decode,
-    jacobian_lens,
     plots,
     report,
     validate,
@@ -38,10 +37,11 @@ from tl_flash import (
 from tl_flash.demo.tour import doses
 from tl_flash.models import read
 
-FOLDER = Path(__file__).parent / "results" / "figures"
+RESULTS = Path(__file__).parent / "results"
+FOLDER = RESULTS / "figures"
 THEMES = ("light", "dark")
 SIDES = ("out", "in", "gate")
-README = ("dose_curve", "validation")
+README = ("dose_curve", "validation", "lens_effects")
 SHOTS = (("light", 1280, 800, False), ("dark", 1280, 800, True), ("phone", 390, 780, False))
 
 
@@ -55,10 +55,7 @@ def figures(
     x, W_U = write_directions(base)
     rows = [hit.neuron.layer * out.d_mlp + hit.neuron.index for hit in [dog, *hits]]
 
-    @functools.cache
-    def lens_frame() -> pd.DataFrame:
-        lens = jacobian_lens(base, demo.texts(64))
-        return check_lens(base, lens, demo.texts(16, seed=1), n=20)
+    lens = pd.read_csv(RESULTS / "lens_effects_base.csv")  # of `python -m benchmarks.lens_effects`
 
     return {
         "token_by_layer": functools.partial(plots.token_by_layer, out, " dog"),
@@ -68,7 +65,7 @@ def figures(
         "changed": functools.partial(plots.changed, comparison),
         "dose_curve": functools.partial(plots.dose_curve, curve),
         "validation": functools.partial(plots.validation, *validations),
-        "lens_effects": lambda theme: plots.lens_effects(lens_frame(), theme=theme),
+        "lens_effects": functools.partial(plots.lens_effects, lens),
         "neuron_atlas": functools.partial(plots.neuron_atlas, x[rows[1:]], hits),
     }
 
@@ -98,7 +95,10 @@ def main() -> None:
     base, instruct = demo.load("base"), demo.load("instruct")
     maps = {side: flash_decode(base, side=side, tokens=[" dog"]) for side in SIDES}
     comparisons = {side: compare(map, flash_decode(instruct, side=side)) for side, map in maps.items()}
-    validations = [validate(base, map, n=30) for map in maps.values()]
+    stats = activation_stats(base, demo.texts(200))
+    validations = [
+        validate(base, map, n=50, prompts=demo.NEUTRAL_PROMPTS, stats=stats, controls=10) for map in maps.values()
+    ]
     kinds = figures(base, maps, validations, comparisons["in"])
     drawn = {f"{kind}-{theme}": kinds[kind](theme=theme) for kind in (kinds if given else README) for theme in THEMES}
     heights = [figure.layout.height or 540 for figure in drawn.values()]

@@ -129,6 +129,7 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
             (frame["q_value"] <= 0.05, "label, q ≤ 0.05", colours.blue),
         ):
             rows = frame[part]
+            in_legend = len(rows) > 0 and label not in [trace.name for trace in figure.data if trace.showlegend]
             figure.add_scatter(
                 x=at + 0.08 + 0.3 * (rows.index.to_numpy() + 0.5) / len(frame),
                 y=rows["dlogp"],
@@ -142,7 +143,7 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
                 mode="markers",
                 name=label,
                 legendgroup=label,
-                showlegend=first,
+                showlegend=in_legend,
                 marker={"color": colour, "size": 7},
                 text=all_quoted(rows["token"]),
                 customdata=rows[["neuron", "value", "write_z", "control_dlogp", "q_value"]],
