@@ -120,3 +120,18 @@ def test_decode_writes_a_map_of_a_trained_model(capsys, tmp_path, stories_path):
     assert loaded.side == "out" and loaded.k == 5 and list(loaded.tracked) == [" the"]
     status, out, _ = run(capsys, "show", path, "L4N3")
     assert status == 0 and "L4N3" in out
+
+
+def test_bench(capsys):
+    argv = ["bench", "--neurons", 16, "--d-model", 32, "--d-vocab", 300, "--rounds", 1]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "matrix product alone" in out and "plain definition" in out
+    records = json.loads(run(capsys, *argv, "--json")[1])
+    ours = {record["contender"]: record for record in records}["tl_flash"]
+    assert ours["over_decode"] == 1 and ours["directions_per_second"] == pytest.approx(16 / ours["seconds"])
+    assert {record["contender"]: record["directions_per_second"] for record in records}[
+        "preparing the unembedding"
+    ] is None
+    for wrong, message in ((["--neurons", 0], "n: expected 1"), (["--dtype", "int8"], "dtype: expected one of")):
+        status, _, err = run(capsys, "bench", *wrong)
+        assert status == 1 and message in err
