@@ -107,6 +107,7 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
         "reading that gave the label",
         "change of the label's log-probability, nats",
     )
+    listed: set[str] = set()
     for at, run in enumerate(validations):
         frame = run.to_frame().sort_values("dlogp", kind="stable", ignore_index=True)
         first = at == 0
@@ -129,7 +130,8 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
             (frame["q_value"] <= 0.05, "label, q ≤ 0.05", colours.blue),
         ):
             rows = frame[part]
-            in_legend = len(rows) > 0 and label not in [trace.name for trace in figure.data if trace.showlegend]
+            in_legend = len(rows) > 0 and label not in listed
+            listed |= {label} if in_legend else set()
             figure.add_scatter(
                 x=at + 0.08 + 0.3 * (rows.index.to_numpy() + 0.5) / len(frame),
                 y=rows["dlogp"],
