@@ -42,7 +42,7 @@ carry an epithet that is its alone ("the loyal dog").
 | step | validation loss |
 |---|---|
 {curve}
-{longer}
+{other}
 ## Limits
 
 It writes sentences of a few hundred frames about ninety-five things and knows nothing else. It is made to show
@@ -86,7 +86,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
             "peak": recipe[f"{prefix}learning_rate"],
             "loss": curve[-1][1],
             "curve": _rows(curve),
-            "longer": _longer(record),
+            "other": _other(record),
         }
     )
     (folder / "README.md").write_text(text)
@@ -96,13 +96,13 @@ def _rows(curve: list[tuple[int, float]]) -> str:
     return "\n".join(f"| {step} | {loss:.4f} |" for step, loss in curve)
 
 
-def _longer(record: dict[str, Any]) -> str:
-    """The curve of a longer run of the same recipe, where one was made."""
-    if "longer_curve" not in record:
+def _other(record: dict[str, Any]) -> str:
+    """The curve of a run of the same recipe over another number of steps, where one was made."""
+    if "other_curve" not in record:
         return ""
-    longer, loss = record["longer_curve"], record["curve"][-1][1]
-    steps, least = longer[-1]
+    other, loss = record["other_curve"], record["curve"][-1][1]
+    steps, end = other[-1]
     return (
-        f"\nThe same recipe over {steps} steps ends at {least:.4f}; this model's loss is {loss / least - 1:.1%} above "
-        f"it.\n\n| step | validation loss |\n|---|---|\n{_rows(longer)}\n"
+        f"\nThe same recipe over {steps} steps ends at {end:.4f}, {end / loss - 1:+.1%} against this model.\n\n"
+        f"| step | validation loss |\n|---|---|\n{_rows(other)}\n"
     )

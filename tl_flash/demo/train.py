@@ -51,7 +51,7 @@ class Recipe:
     n_heads: int = 5
     length: int = 128
     rows: int = 8
-    steps: int = 2600
+    steps: int = 10400
     learning_rate: float = 3e-3
     instruct_steps: int = 600
     instruct_learning_rate: float = 5e-4
@@ -254,7 +254,7 @@ def train(
     device: str = "cpu",
     bf16: bool = False,
     stop_at: int | None = None,
-    longer: Path | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Make the pair: ``out/base`` and ``out/instruct``, with checkpoints beside them.
 
@@ -265,7 +265,7 @@ def train(
         device: where to train.
         bf16: run the forward passes under bf16 autocast.
         stop_at: stop each stage before this step and write no weights; the next call goes on from there.
-        longer: ``training.json`` of a longer base run, whose curve the card shows beside this one's.
+        beside: ``training.json`` of a base run of other length, whose curve the card shows beside this one's.
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = new_tokenizer(recipe)
@@ -281,8 +281,8 @@ def train(
             return
         precision = "bfloat16 autocast" if bf16 else "float32"
         record = {"name": name, "recipe": asdict(recipe), "precision": precision, **_provenance(), "curve": curve}
-        if longer and name == "base":
-            record["longer_curve"] = json.loads(longer.read_text())["curve"]
+        if beside and name == "base":
+            record["other_curve"] = json.loads(beside.read_text())["curve"]
         save(model, tokenizer, out / name, batch_at("validation"), record)
 
 
@@ -299,7 +299,7 @@ def _provenance() -> dict[str, str]:
 def _without_paths(arguments: list[str]) -> list[str]:
     """The arguments but those that only say where files are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--out", "--longer"):
+    for flag in ("--out", "--beside"):
         parser.add_argument(flag)
     return parser.parse_known_args(arguments)[1]
 
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast; slow on a CPU without AVX512-BF16")
     parser.add_argument("--stop-at", type=int, help="stop each stage before this step, to be resumed")
-    parser.add_argument("--longer", type=Path, help="training.json of a longer base run, for the card")
+    parser.add_argument("--beside", type=Path, help="training.json of a base run of other length, for the card")
     for field in fields(Recipe):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=type(field.default), default=field.default)
