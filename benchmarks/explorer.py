@@ -52,6 +52,7 @@ def synthetic_map(n_neurons: int, *, seed: int = 0) -> NeuronMap:
         side="in",
         score="dot",
         n_layers=LAYERS,
+        n_experts=None,
         layers=tuple(range(LAYERS)),
         d_model=D_MODEL,
         source=Source("synthetic", "none", "none", "float32", True, None, False, "exact", 0, {}),

@@ -31,7 +31,8 @@ def test_it_says_what_its_files_hold(told):
     text, out = told
     neurons = NeuronMap.load(out / "base-out.safetensors")
     assert str(neurons.find(" dog", n=3)) in text
-    assert len(pd.read_csv(out / "base-out.csv")) == 2 * len(neurons)
+    table = pd.read_csv(out / "base-out.csv", keep_default_na=False)
+    assert len(table) == 2 * len(neurons) and table["token"].tolist() == neurons.to_frame()["token"].tolist()
     favourites = pd.read_csv(out / "favourite-animal.csv")
     count = int(favourites["mentions_after"].sum())
     assert f"{int(favourites['mentions_before'].sum())} of 10 before, {count} of 10 after" in text
@@ -53,7 +54,7 @@ def test_coherent_neurons_write_what_they_read(told):
     coherent = specialised.coherent()
     assert coherent
     assert [hit for hit in specialised if abs(hit.write_z) > float(bars[neurons.row(hit.neuron)])] == list(coherent)
-    with pytest.raises(ValueError, match='side "out"'):
+    with pytest.raises(ValueError, match="side 'out'"):
         NeuronMap.load(told[1] / "base-out.safetensors").specialised(3).coherent()
 
 

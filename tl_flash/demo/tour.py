@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tl_flash import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 WORDS = (" dog", " California")
@@ -35,7 +37,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     say(f"1. Decode: {base.cfg.n_layers * maps['in'].d_mlp} neurons on three sides\n")
     for side, neurons in maps.items():
         neurons.save(out / f"base-{side}.safetensors")
-        neurons.to_frame().drop(columns="tokens").to_csv(out / f"base-{side}.csv", index=False)
+        _write_table(neurons.to_frame().drop(columns="tokens"), out / f"base-{side}.csv")
         say(f"{neurons!r}")
     say(f"\n{maps['out'].specialised(12)}\n")
     say(f"{concept_counts(maps)}\n")
@@ -55,7 +57,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     say(f'3. Clamp {dog.neuron}, found by the write reading (side "out"): {" dog"!r} after 20 neutral prompts\n')
     curve = dose_curve(base, dog)
     say(f"{curve}\n")
-    curve.to_frame().to_csv(out / "dog-dose.csv", index=False)
+    _write_table(curve.to_frame(), out / "dog-dose.csv")
     _write(plots.dose_curve(curve), out / "dog-dose")
     read = maps["in"].find(" dog", n=1)
     if read:
@@ -66,13 +68,13 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     own = flash_decode(instruct, side="out").find(" dog", n=1)[0]
     dose = favourite_dose(instruct, own)
     rate = mention_rate(instruct, [demo.ask(question) for question in demo.HELD_OUT_FAVOURITE_ANIMAL], "dog", dose)
-    rate.to_frame().to_csv(out / "favourite-animal.csv", index=False)
+    _write_table(rate.to_frame(), out / "favourite-animal.csv")
     clamped = ", ".join(f"{neuron} to {value:.3g}" for neuron, value in dose.items())
     say(f"clamped: {clamped}, by its label, and a quarter more than serves on all training questions\n\n{rate}\n")
 
     say("5. Compare base with instruct\n")
     comparison = compare(maps["in"], flash_decode(instruct, tokens=WORDS))
-    comparison.to_frame().to_csv(out / "base-instruct.csv", index=False)
+    _write_table(comparison.to_frame(), out / "base-instruct.csv")
     _write(plots.agreement(comparison), out / "base-instruct")
     say(f"{comparison}\n")
     say(f"Figures and tables are in {out}/")
@@ -123,6 +125,11 @@ def doses(model: Any, hit: Hit, *, multiples: Sequence[float] = MULTIPLES, of_re
     largest = activation_stats(model, demo.texts(200), layers=[hit.neuron.layer])[hit.neuron].abs_max
     up = hit.write_z > 0 if of_read else hit.pole == "positive"
     return [multiple * largest * (1 if up else -1) for multiple in multiples]
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Text in quotes: a token may be a line break."""
+    frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def _write(figure: go.Figure, path: Path) -> None:
