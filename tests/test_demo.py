@@ -1,5 +1,7 @@
 """The embedded pair and the tour through it."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
@@ -7,15 +9,17 @@ import pandas as pd
 import pytest
 
 from tl_flash import NeuronMap, demo
-from tl_flash.demo.tour import named_concepts, tour
+from tl_flash.cli import main
+from tl_flash.demo.tour import named_concepts
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What the tour says, and where it writes."""
-    out, lines = tmp_path_factory.mktemp("demo") / "output", []
-    tour(out, lines.append)
-    return "\n".join(lines), out
+    """What `tl-flash demo` says, and where it writes."""
+    out, said = tmp_path_factory.mktemp("demo") / "output", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["demo", "--out", str(out)]) == 0
+    return said.getvalue(), out
 
 
 def test_the_tour_goes_through_the_whole_method(told):
@@ -25,6 +29,12 @@ def test_the_tour_goes_through_the_whole_method(told):
     assert "nan" not in text
     written = {path.name for path in out.iterdir()}
     assert {"base-in.safetensors", "base-out.csv", "dog-dose.html", "dog-by-layer.html", "base-instruct.csv"} <= written
+
+
+def test_it_refuses_a_file_in_the_way(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "taken")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_it_says_what_its_files_hold(told):

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 from functools import cache
 
@@ -273,3 +274,12 @@ def test_check_lens_refuses(bridge):
     other = dataclasses.replace(lens, signature=lens.signature + 1)
     with pytest.raises(ValueError, match="another model"):
         check_lens(bridge, other, PROMPTS, n=2)
+
+
+@pytest.mark.skipif(not families.HAS_HOOKED_TRANSFORMER, reason="needs HookedTransformer")
+def test_a_quantised_model_is_refused():
+    model = copy.deepcopy(families.build("gpt2", "hooked"))
+    mlp = model.blocks[1].mlp
+    mlp.W_in = torch.nn.Parameter(torch.zeros(mlp.W_in.shape, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="quantised"):
+        jacobian_lens(model, PROMPTS)
