@@ -59,7 +59,9 @@ def make(folder: Path, gigabytes: float) -> int:
     """Write the checkpoint, four layers a shard; returns the d_mlp that gives it this size."""
     attention, d_model = 4 * D_MODEL**2, D_MODEL
     d_mlp = int((gigabytes * 1e9 / 2 - 2 * D_VOCAB * d_model - N_LAYERS * attention) / (3 * N_LAYERS * d_model))
-    assert d_mlp > 0, "too small a checkpoint"
+    if d_mlp < 1:
+        least = 2 * (2 * D_VOCAB * d_model + N_LAYERS * attention) / 1e9
+        raise ValueError(f"gigabytes: expected more than the {least:.1f} of everything but the MLPs, got {gigabytes}")
     config = dict(
         architectures=["LlamaForCausalLM"],
         model_type="llama",
