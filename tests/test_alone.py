@@ -64,6 +64,11 @@ def test_a_pass_of_other_rows_is_refused(model):
         model(model.to_tokens("a dog"))
 
 
+def test_no_rows_are_refused(model):
+    with pytest.raises(ValueError, match="clamp nothing"), clamp_rows(model, [], []):
+        pass
+
+
 def test_wrong_neurons_and_values_are_refused(model):
     prompts = Prompts.of(model, PROMPTS)
     for neuron, value, message in (

@@ -85,6 +85,11 @@ def test_loading_needs_no_network(name):
     assert int(done.stdout.splitlines()[-1]) >= 4
 
 
+def test_no_texts_are_refused():
+    with pytest.raises(ValueError, match="1 text or more"):
+        demo.texts(0)
+
+
 def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match="'base', 'instruct'"):
         demo.load("chat")

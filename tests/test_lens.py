@@ -271,6 +271,15 @@ def test_check_lens_refuses(bridge):
         check_lens(bridge, lens, PROMPTS, n=10**6)
     with pytest.raises(ValueError, match="doses: expected at least one"):
         check_lens(bridge, lens, PROMPTS, n=2, doses=[])
+    for dose in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="above 0 and finite"):
+            check_lens(bridge, lens, PROMPTS, n=2, doses=[dose])
+    with pytest.raises(ValueError, match='mode: expected "set" or "add"'):
+        check_lens(bridge, lens, PROMPTS, n=2, mode="multiply")
+    with pytest.raises(TypeError, match="expected a JacobianLens"):
+        check_lens(bridge, lens.J, PROMPTS, n=2)
+    with pytest.raises(ValueError, match="never changes on them"):
+        check_lens(bridge, lens, bridge.to_tokens("a dog")[:, -1:], n=2)
     other = dataclasses.replace(lens, signature=lens.signature + 1)
     with pytest.raises(ValueError, match="another model"):
         check_lens(bridge, other, PROMPTS, n=2)

@@ -72,6 +72,13 @@ def test_the_units_may_come_from_other_texts(model, hits):
         assert abs(row["value"]) == pytest.approx(DOSE * stats[hit.neuron].abs_max, rel=1e-6)
 
 
+def test_stats_that_would_not_be_used_are_refused(model, hits):
+    with pytest.raises(ValueError, match="would not be used"):
+        validate(model, hits, prompts=PROMPTS, value=2.5, stats=activation_stats(model, PROMPTS))
+    with pytest.raises(TypeError, match="stats: expected"):
+        validate(model, hits, prompts=PROMPTS, stats=5.0)
+
+
 def test_in_labels_are_clamped_by_the_sign_of_write_z(model):
     hits = flash_decode(model, side="in").specialised(6, quantile=0.5)
     for hit, row in zip(hits, validate(model, hits, prompts=PROMPTS, controls=2).records, strict=True):

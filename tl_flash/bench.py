@@ -60,8 +60,8 @@ def bench(
     import pandas as pd
 
     for name, size in (("n", n), ("d_model", d_model), ("d_vocab", d_vocab), ("rounds", rounds)):
-        if size < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {size}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {size!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     place = torch.device(device or "cpu")

@@ -124,6 +124,8 @@ def clamp_rows(
         ...     logits = model(model.to_tokens(["One day,", "One day,"]))
     """
     _require_mode(mode)
+    if not neurons:
+        raise ValueError("neurons: expected one for each row, got none, which would clamp nothing")
     for neuron, value in zip(neurons, values, strict=True):
         _checked(neuron, value)
     layers: dict[int, list[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,9 @@ def check_lens(
         and `top_raised` (share of neurons whose top token is among the ten raised most).
 
     Raises:
-        TypeError: no such model, or prompts of another kind.
-        ValueError: a lens of another model, no prompts or doses, more neurons than a layer has.
+        TypeError: no such model, no lens, or prompts of another kind.
+        ValueError: a lens of another model, no prompts or doses, doses that are not above 0, more neurons than a layer
+            has, or a neuron that never changes on the prompts.
 
     Example:
         >>> lens = jacobian_lens(model, ["One day,", "The cat"])
@@ -69,12 +71,16 @@ def check_lens(
     """
     import pandas as pd
 
+    if not isinstance(lens, JacobianLens):
+        raise TypeError(f"lens: expected a JacobianLens, got {type(lens).__name__}; make one with jacobian_lens")
+    if mode not in ("set", "add"):
+        raise ValueError(f'mode: expected "set" or "add", got {mode!r}')
     weights = models.read(model)
     lens.require_model(weights)
     if not 1 <= n <= weights.d_mlp:
         raise ValueError(f"n: expected 1 to {weights.d_mlp}, the neurons of a layer, got {n}")
-    if len(doses) == 0:
-        raise ValueError("doses: expected at least one, got none")
+    if len(doses) == 0 or not all(0 < dose < math.inf for dose in doses):
+        raise ValueError(f"doses: expected at least one, all above 0 and finite, got {list(doses)}")
     texts = Prompts.of(model, prompts)
     stats = activation_stats(model, [row[None] for row in texts.rows], layers=list(lens.layers))
     before = Answers.of(model, texts, batch_size).log_probs
@@ -82,6 +88,12 @@ def check_lens(
     rows = []
     for layer in lens.layers:
         drawn = torch.randperm(weights.d_mlp, generator=generator)[:n]
+        quiet = [index for index in drawn.tolist() if stats[layer, index].std == 0]
+        if quiet:
+            raise ValueError(
+                f"prompts: hook_post of {Neuron(layer, quiet[0])} never changes on them, so it has no standard "
+                "deviation to clamp to; give more or longer prompts"
+            )
         readings = _readings(weights, lens, layer, drawn)
         clamps = [(Neuron(layer, index), dose * stats[layer, index].std) for index in drawn.tolist() for dose in doses]
         answers = answers_alone(model, texts, clamps, mode=mode, batch_size=batch_size)

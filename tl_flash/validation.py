@@ -130,7 +130,8 @@ def validate(
     Raises:
         TypeError: an argument of another kind.
         ValueError: no neurons, labels of another model or of no neurons' side, fewer than 2 controls or more than the
-            layer has, a neuron whose hook_post is 0 on all prompts or missing in the stats (for "auto").
+            layer has, a neuron whose hook_post is 0 on all prompts or missing in the stats (for "auto"), stats
+            beside a value that does not use them.
 
     Example:
         >>> validate(model, flash_decode(model, side="out").specialised(2, quantile=0.5), controls=3).side
@@ -141,6 +142,12 @@ def validate(
         raise TypeError(f"labels: expected a NeuronMap or Hits, got {type(labels).__name__}")
     if len(hits) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
+    if stats is not None and not isinstance(stats, ActivationStats):
+        raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
+    if stats is not None and value != "auto":
+        raise ValueError(
+            f'stats: they are units for value="auto", and would not be used with value={value!r}; give one'
+        )
     weights = models.read(model)
     _require_own(weights, hits, lens)
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)

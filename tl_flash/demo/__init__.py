@@ -85,10 +85,15 @@ def texts(n: int, *, seed: int = 0) -> list[str]:
         n: how many, of some 30 to 160 tokens each.
         seed: of the draw.
 
+    Raises:
+        ValueError: n below 1.
+
     Example:
         >>> len(texts(3))
         3
     """
+    if n < 1:
+        raise ValueError(f"n: expected 1 text or more, got {n}")
     return list(itertools.islice(documents(random.Random(f"texts/{seed}")), n))
 
 
