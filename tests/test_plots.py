@@ -186,6 +186,8 @@ def test_the_atlas_keeps_the_principal_components(maps, x):
         plots.neuron_atlas(x[:5], maps[0])
     with pytest.raises(ValueError, match="1 to 6"):
         plots.neuron_atlas(x, maps[0], clusters=7)
+    with pytest.raises(ValueError, match="at least 3 neurons, got 0"):
+        plots.neuron_atlas(x[:0], maps[0].specialised(3)[:0])
 
 
 def test_a_map_and_its_hits_give_one_atlas(maps, x):

@@ -51,12 +51,12 @@ def neuron_atlas(
     if not 1 <= clusters <= len(colours.cycle):
         raise ValueError(f"clusters: expected 1 to {len(colours.cycle)}, a colour each, got {clusters}")
     source = labels if isinstance(labels, NeuronMap) else labels.map
+    if len(labels) < 3:
+        raise ValueError(f"labels: expected at least 3 neurons, got {len(labels)}")
     row, index, negative, ids, z, prob = _labels(labels)
     layer = np.asarray(source.layers)[row]
-    if directions.ndim != 2 or len(directions) != len(ids) or len(ids) < 3:
-        raise ValueError(
-            f"directions: expected [{len(ids)}, d_model], a row a label and at least 3, got {tuple(directions.shape)}"
-        )
+    if directions.ndim != 2 or len(directions) != len(ids):
+        raise ValueError(f"directions: expected [{len(ids)}, d_model], a row a label, got {tuple(directions.shape)}")
     components, kept = _principal(directions * torch.from_numpy(np.where(negative, -1.0, 1.0))[:, None].float())
     cluster = _cluster(components, clusters)
     places = components[:, :2].numpy()
