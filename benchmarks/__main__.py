@@ -1,9 +1,10 @@
-"""Time the engine beside its floor and its rivals: python -m benchmarks [--rows 512] [--device cuda] ..."""
+"""Time the engine beside its floor and its rivals: python -m benchmarks [--only gpt-2] [--device cuda] ..."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -13,15 +14,16 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from benchmarks.contenders import SHAPES, Shape, contenders
-from benchmarks.measure import device_name, exponent, interleaved, peak_extra_mib
+from benchmarks.contenders import OURS, SHAPES, Shape, contenders
+from benchmarks.measure import device_name, exponent, peak_extra_mib
+from tl_flash.bench import draw, interleaved
 from tl_flash.kernel import decode, prepare
 
 RESULTS = Path(__file__).parent / "results"
 GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
-    "rows": [(512 * f, 16384, 256) for f in (1, 2, 4, 8, 16)],
-    "vocabulary": [(256, 16384 * f, 256) for f in (1, 2, 4, 8, 16)],
-    "width": [(256, 16384, 256 * f) for f in (1, 2, 4, 8, 16)],
+    "rows": [(512 * f, 32768, 1024) for f in (1, 2, 4, 8, 16)],
+    "vocabulary": [(512, 32768 * f, 1024) for f in (1, 2, 4, 8, 16)],
+    "width": [(512, 32768, 256 * f) for f in (1, 2, 4, 8, 16)],
 }
 
 
@@ -29,7 +31,10 @@ def main() -> None:
     """Run, print, and file the results under the device's name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, help="directions a shape; by default 256 on a CPU, all on a GPU")
+    parser.add_argument(
+        "--rows", type=int, help="directions a shape; by default all, of larger models a slice on a CPU"
+    )
+    parser.add_argument("--most-rows", type=int, help="directions that float32 contenders read; 2048 on a CPU, or all")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", help="the shapes whose name holds this")
@@ -42,8 +47,9 @@ def main() -> None:
     speed = []
     for shape in SHAPES:
         if not args.only or args.only.lower() in shape.name.lower():
-            rows = min(args.rows or (256 if device.type == "cpu" else shape.n_neurons), shape.n_neurons)
-            speed += race(shape, rows, args.rounds, args.skip, device)
+            rows = args.rows or (shape.cpu_rows if device.type == "cpu" else shape.n_neurons)
+            most_rows = args.most_rows or (2048 if device.type == "cpu" else rows)
+            speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
     grown = growth(args.rounds, device)
     stem = args.output / re.sub(r"\W+", "-", device_name(device)).strip("-").lower()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -52,31 +58,34 @@ def main() -> None:
     print(f"\nwritten: {stem}-speed.csv, {stem}-growth.csv, {stem}.html")
 
 
-def race(shape: Shape, rows: int, rounds: int, skip: str, device: torch.device) -> list[dict]:
+def race(shape: Shape, rows: int, most_rows: int, rounds: int, skip: str, device: torch.device) -> list[dict]:
     """Time every contender on one shape, and print a table."""
-    x, W_U = shape.draw(rows, device)
-    size = f"{rows:,} of {shape.n_neurons:,} neurons, {shape.d_model} x {shape.d_vocab:,}, {shape.dtype}"
-    print(f"{shape.name}: {size}")
-    field = [(name, run) for name, run in contenders(x, W_U) if not (skip and re.search(skip, name))]
-    runs: dict[str, Callable[[], object]] = {name: run for name, run in field if callable(run)}
-    took = interleaved(runs, rounds, device)
-    median = {name: statistics.median(times) for name, times in took.items()}
+    x, W_U = draw(rows, shape.d_model, shape.d_vocab, shape.dtype, device)
+    dtype = str(shape.dtype).removeprefix("torch.")
+    print(f"{shape.name}: {rows:,} of {shape.n_neurons:,} neurons, {shape.d_model} x {shape.d_vocab:,}, {dtype}")
+    field = [c for c in contenders(x, W_U, most_rows) if not (skip and re.search(skip, c.name))]
+    decode(x[:64], prepare(W_U))  # warm up
+    took = interleaved({c.name: c.run for c in field if c.run}, rounds, device)
+    a_row = {c.name: statistics.median(took[c.name]) / c.rows for c in field if c.run}
+    floor = a_row.get("product alone, bf16", a_row.get("product alone, float32", math.nan))
     table = []
-    for name, run in field:
-        row = {"shape": shape.name, "contender": name, "rows": rows, "of": shape.n_neurons}
-        row |= {"d_model": shape.d_model, "d_vocab": shape.d_vocab, "dtype": str(shape.dtype).removeprefix("torch.")}
-        if callable(run):
-            row["seconds"] = round(median[name], 5)
-            row["times_ours"] = round(median[name] / median["tl_flash: decode"], 3)
-            row["peak_extra_mib"] = round(peak_extra_mib(run, device), 1)
+    print(f"  {'':30}{'rows':>8}{'seconds':>10}{'of ours':>10}{'of floor':>10}{'MiB':>10}")
+    for c in field:
+        row = {"shape": shape.name, "contender": c.name, "rows": c.rows, "of": shape.n_neurons}
+        row |= {"d_model": shape.d_model, "d_vocab": shape.d_vocab, "dtype": dtype}
+        if c.run is None:
+            row["note"] = c.note
+            print(f"  {c.name:30}{c.note}")
         else:
-            row["note"] = run
+            row["seconds"] = round(a_row[c.name] * c.rows, 5)
+            row["times_ours"] = round(a_row[c.name] / a_row[OURS], 3)
+            row["times_floor"] = round(a_row[c.name] / floor, 3)
+            row["peak_extra_mib"] = round(peak_extra_mib(c.run, device), 1)
+            numbers = (f"{row[key]:>10.4g}" for key in ("seconds", "times_ours", "times_floor", "peak_extra_mib"))
+            print(f"  {c.name:30}{c.rows:>8,}{''.join(numbers)}")
         table.append(row)
-        told = [f"{row.get(key, '-'):>12}" for key in ("seconds", "times_ours", "peak_extra_mib")]
-        print(f"  {name:24}{''.join(told)}  {row.get('note', '')}")
     repaired = decode(x, prepare(W_U)).repaired
-    whole = median["tl_flash: prepare"] + median["tl_flash: decode"] * shape.n_neurons / rows
-    print(f"  rows repaired: {repaired}; a whole map at this rate, preparing W_U included: {whole:.1f} s\n")
+    print(f"  rows repaired: {repaired}; a whole map at this rate: {a_row[OURS] * shape.n_neurons:.1f} s\n")
     return table
 
 
@@ -97,7 +106,7 @@ def growth(rounds: int, device: torch.device) -> list[dict]:
 
 
 def _decode_of(n: int, d_vocab: int, d_model: int, device: torch.device) -> Callable[[], object]:
-    x, W_U = Shape("", n, d_model, d_vocab, torch.float32).draw(n, device)
+    x, W_U = draw(n, d_model, d_vocab, torch.float32, device)
     unembedding = prepare(W_U)
     return lambda: decode(x, unembedding)
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel import decode, prepare, reference_decode
-from tl_flash.kernel.unembedding import multiplies_bf16_faster, parts, plain_arithmetic
+from tl_flash.bench import plain, products
+from tl_flash.kernel import decode, prepare
+from tl_flash.kernel.unembedding import multiplies_bf16_faster
 
 K = 10
 
@@ -25,63 +26,57 @@ class Shape:
     d_model: int
     d_vocab: int
     dtype: torch.dtype
-
-    def draw(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Random directions [rows, d_model], and W_U held [d_vocab, d_model] as lm_head.weight is, then transposed."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(n: int) -> Tensor:
-            drawn = torch.empty(n, self.d_model, dtype=self.dtype, device=device)
-            for part in parts(n, 4096):
-                drawn[part] = torch.randn(drawn[part].shape, generator=generator, device=device) / math.sqrt(
-                    self.d_model
-                )
-            return drawn
-
-        return normal(rows), normal(self.d_vocab).T
+    cpu_rows: int
+    #   directions that are timed on a CPU: where all would take many minutes, a slice
 
 
 SHAPES = [
-    Shape("GPT-2 small", 12 * 3072, 768, 50257, torch.float32),
-    Shape("Llama-3.2-1B", 16 * 8192, 2048, 128256, torch.bfloat16),
-    Shape("Llama-3.1-8B", 32 * 14336, 4096, 128256, torch.bfloat16),
+    Shape("GPT-2 small", 12 * 3072, 768, 50257, torch.float32, 12 * 3072),
+    Shape("Llama-3.2-1B", 16 * 8192, 2048, 128256, torch.bfloat16, 8192),
+    Shape("Llama-3.1-8B", 32 * 14336, 4096, 128256, torch.bfloat16, 8192),
 ]
 
-Contender = Callable[[], object]
+OURS = "tl_flash, W_U prepared first"
+"""What the others are compared with: from the weights to the tokens."""
 
 
-def contenders(x: Tensor, W_U: Tensor) -> Iterator[tuple[str, Contender | str]]:
-    """(name, what to time, or the reason why not). All give or underlie the top K tokens of every direction.
+@dataclass(frozen=True)
+class Contender:
+    """What is timed."""
 
-    The plain definition, the chunked readout and faiss get W_U in float32, converted before the clock starts.
+    name: str
+    run: Callable[[], object] | None
+    rows: int = 0
+    #   directions that it reads
+    note: str = ""
+    #   why it is not timed
+
+
+def contenders(x: Tensor, W_U: Tensor, most_rows: int) -> Iterator[Contender]:
+    """All give or underlie the top K tokens of every direction.
+
+    What reads a few rows at a time in float32 reads `most_rows` of them at most: its time is a multiple of that of one
+    row. It gets W_U in float32, converted before the clock starts.
     """
     unembedding, unproven, W = prepare(W_U), prepare(W_U, precision="fast"), W_U.float()
-    rows = 8192 if x.is_cuda else 256
-    yield "tl_flash: prepare", lambda: prepare(W_U)
-    yield "tl_flash: decode", lambda: decode(x, unembedding, k=K)
-    yield "tl_flash: decode, fast", lambda: decode(x, unproven, k=K)
-    yield "GEMM float32", lambda: _products(x.float(), W, rows)
+    n, some = len(x), x[:most_rows].float()
+    yield Contender(OURS, lambda: decode(x, prepare(W_U), k=K), n)
+    yield Contender("tl_flash", lambda: decode(x, unembedding, k=K), n)
+    yield Contender("tl_flash, no proof", lambda: decode(x, unproven, k=K), n)
     if multiplies_bf16_faster(x.device):
-        low = W_U.bfloat16()
-        yield "GEMM bf16", lambda: _products(x.bfloat16(), low, rows)
+        low, low_W = x.bfloat16(), W_U.bfloat16()
+        yield Contender("product alone, bf16", lambda: products(low, low_W), n)
     else:
-        yield "GEMM bf16", "slower than float32 on this device"
-    yield "plain definition", lambda: [reference_decode(x[part], W, k=K) for part in parts(len(x), rows // 2)]
-    yield "64-row readout", lambda: _chunked_readout(x.float(), W)
+        yield Contender("product alone, bf16", None, note="slower than float32 on this device")
+    yield Contender("product alone, float32", lambda: products(some, W), len(some))
+    yield Contender("plain definition", lambda: plain(some, W, K), len(some))
+    yield Contender("64-row readout", lambda: _chunked_readout(some, W), len(some))
     if x.is_cuda:
-        yield "faiss-cpu IndexFlatIP", "not on a GPU"
+        yield Contender("faiss-cpu IndexFlatIP", None, note="not on a GPU")
     elif importlib.util.find_spec("faiss") is None:
-        yield "faiss-cpu IndexFlatIP", "not installed"
+        yield Contender("faiss-cpu IndexFlatIP", None, note="not installed")
     else:
-        yield "faiss-cpu IndexFlatIP", _faiss(x.float(), W)
-
-
-def _products(x: Tensor, W: Tensor, rows: int) -> None:
-    """The floor: nothing but the matrix product, into a buffer that is used again."""
-    scores = torch.empty(min(rows, len(x)), W.shape[1], dtype=x.dtype, device=x.device)
-    with plain_arithmetic(x.device):
-        for part in parts(len(x), rows):
-            torch.mm(x[part], W, out=scores[: part.stop - part.start])
+        yield Contender("faiss-cpu IndexFlatIP", _faiss(some, W), len(some))
 
 
 def _chunked_readout(x: Tensor, W: Tensor) -> None:
@@ -94,7 +89,7 @@ def _chunked_readout(x: Tensor, W: Tensor) -> None:
             pole.topk(K)
 
 
-def _faiss(x: Tensor, W: Tensor) -> Contender:
+def _faiss(x: Tensor, W: Tensor) -> Callable[[], object]:
     """An exact inner-product index, searched for both poles: tokens alone, no statistics. Building it is not timed."""
     import faiss
 

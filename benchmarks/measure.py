@@ -1,35 +1,14 @@
-"""Clocks and memory gauges."""
+"""Gauges of memory and growth, and the device's name."""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock of one run, the device's work included."""
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def interleaved(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, one after the other, so that a busy machine is busy for all of them."""
-    for run in runs.values():
-        run()  # warm up
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            took[name].append(seconds(run, device))
-    return took
 
 
 def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
@@ -67,8 +46,3 @@ def device_name(device: torch.device) -> str:
 def _high_water_mib() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

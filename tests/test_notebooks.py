@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom, and is committed as it ran."""
 
 import shutil
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -27,8 +28,12 @@ def code_cells(notebook):
 
 
 def shown(notebook):
-    """The kinds of output below each cell, but for progress bars and warnings."""
-    return [[o.output_type for o in cell.outputs if o.get("name") != "stderr"] for cell in code_cells(notebook)]
+    """The kinds of output below each cell, but for progress bars and warnings.
+
+    In how many pieces a text arrives depends on the time between its lines.
+    """
+    kinds = ([o.output_type for o in cell.outputs if o.get("name") != "stderr"] for cell in code_cells(notebook))
+    return [[kind for kind, _ in groupby(of_cell)] for of_cell in kinds]
 
 
 def test_all_are_there():

@@ -268,7 +268,7 @@ def report(
 
 @app.command()
 def bench(
-    neurons: Annotated[int, typer.Option(help="Directions to decode.")] = 512,
+    neurons: Annotated[int, typer.Option(help="Directions to decode.")] = 2048,
     d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 768,
     d_vocab: Annotated[int, typer.Option(help="Tokens.")] = 50257,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, float16 or bfloat16.")] = "float32",

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from tl_flash.kernel.checks import expect_count, expect_directions, expect_matrix, expect_norm, expect_one_of, token_ids
-from tl_flash.kernel.tiles import Directions, Plan, Tile, exact_scores, sort_tokens
+from tl_flash.kernel.plan import MOST_PAIRS_BYTES, Plan
+from tl_flash.kernel.rescore import Rescorer, pair_bytes
+from tl_flash.kernel.tiles import Directions, Tile, Top, sort_tokens
 from tl_flash.kernel.unembedding import Unembedding, parts, plain_arithmetic, prepare
 from tl_flash.kernel.upload import uploaded
 
@@ -111,6 +113,8 @@ def decode_each(
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
     if max_bytes is None:
         max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes)
+        if u.device.type == "cpu" and u.W_U.stride(0) != 1:
+            max_bytes += u.W_U.nbytes
     tiles = _Tiles(max_bytes, k, u)
     waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
     for x, norm in layers:
@@ -131,65 +135,67 @@ class _Tiles:
     def __init__(self, max_bytes: int, k: int, u: Unembedding):
         plans = [Plan.within(max_bytes, u, screen, k) for screen in (u.fast, u.plain)]
         scratch = torch.empty(max(plan.buffer_bytes for plan in plans), dtype=torch.uint8, device=u.device)
-        self.fast, self.plain = (Tile(p, s, u, scratch) for p, s in zip(plans, (u.fast, u.plain), strict=True))
+        rescorer = Rescorer(u, min(plan.pairs for plan in plans))
+        screens = (u.fast, u.plain)
+        self.fast, self.plain = (Tile(p, s, u, scratch, rescorer) for p, s in zip(plans, screens, strict=True))
+        self.by_token = all(plan.by_token for plan in plans)
+        self.rows = 0  # decoded so far
 
 
 def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Tiles) -> dict[str, Tensor]:
-    """Everything but the repairs, left on the device. Nothing here waits for the device."""
+    """Everything but the slower repairs, left on the device. On a GPU nothing here waits for the device."""
     tile = tiles.fast
     u, out = tile.u, _empty_results(len(x), k, len(followed), tile.u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
+        tiles.rows += len(x)
+        if tiles.by_token and 2 * k * tiles.rows > u.d_vocab:  # more columns gathered than there are
+            u.hold_by_token()
         for rows, some in uploaded(x, tile.plan.rows, u.device):
             d = Directions.of(some, None if norm is None else norm[rows], u)
             tile.fill(d)
             top = tile.top_tokens(k)
+            out["finite"][rows], out["zero"][rows] = d.finite, d.zero
+            out["repaired"][rows] = top.unproven.any(0)
+            if u.device.type == "cpu" and u.precision == "exact":
+                tile.repair(top, at_once=True)
+            out["unproven"][rows] = top.unproven.any(0)
             out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics(top)
             out["norm"][rows], out["mean"][rows] = d.norm, d.mean
             out["tracked"][rows] = _followed_scores(d, followed, u)
-            out["finite"][rows], out["zero"][rows], out["unproven"][:, rows] = d.finite, d.zero, top.unproven
-            _keep(top.ids, top.scores, d, rows, out, u)
+            _keep(top, d, rows, out, u)
     return out
 
 
 def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tiles) -> Readout:
     """Wait for a layer, refuse what cannot be read, repair what is not proven."""
     expect_directions(out.pop("finite"), out.pop("zero"))
-    u = tiles.fast.u
-    unproven = out.pop("unproven").any(0).nonzero()[:, 0]
+    u, tile = tiles.fast.u, tiles.plain
+    unproven, repaired = out.pop("unproven").nonzero()[:, 0], int(out.pop("repaired").sum())
     if u.precision == "fast":
-        unproven = unproven[:0]
+        unproven, repaired = unproven[:0], 0
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(len(unproven), tiles.plain.plan.rows):
+        for part in parts(len(unproven), tile.plan.rows):
             rows = unproven[part]
             on_x = rows.to(x.device)
-            _repair(x[on_x], None if norm is None else norm[rows.to(norm.device)], rows, out, tiles.plain)
-    return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=len(unproven))
+            d = Directions.of(x[on_x], None if norm is None else norm[rows.to(norm.device)], u)
+            tile.fill(d)
+            top = tile.top_tokens(len(out["ids"][0, 0]))
+            tile.repair(top, at_once=False)
+            _keep(top, d, rows, out, u)
+    return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
 
 
-def _repair(x: Tensor, norm: Tensor | None, rows: Tensor, out: dict[str, Tensor], tile: Tile) -> None:
-    """Decode rows again in float32, and where that proves nothing, score every token that may be among the top k."""
-    k, u, d = out["ids"].shape[-1], tile.u, Directions.of(x, norm, tile.u)
-    tile.fill(d)
-    top = tile.top_tokens(k)
-    for pole, row in top.unproven.nonzero().tolist():
-        tokens = tile.reaching(row, pole, top.scores[pole, row, -1])[None]
-        exact = exact_scores(d.rows[row, None], tokens, u, tile.plan.gathered) * (1 - 2 * pole)
-        scores, ids = sort_tokens(exact, tokens, k)
-        top.scores[pole, row], top.ids[pole, row] = scores[0], ids[0]
-    _keep(top.ids, top.scores, d, rows, out, u)
-
-
-def _keep(ids: Tensor, scores: Tensor, d: Directions, rows: slice | Tensor, out: dict[str, Tensor], u: Unembedding):
+def _keep(top: Top, d: Directions, rows: slice | Tensor, out: dict[str, Tensor], u: Unembedding) -> None:
     """Write top tokens into their rows of the results."""
     mean = torch.stack([d.mean, -d.mean])[..., None]
-    out["ids"][:, rows] = ids.int()
-    out["logits"][:, rows] = (scores - mean if u.score == "dot" else scores).float()
+    out["ids"][:, rows] = top.ids.int()
+    out["logits"][:, rows] = (top.scores - mean if u.score == "dot" else top.scores).float()
 
 
 def _empty_results(n: int, k: int, n_tracked: int, device: torch.device) -> dict[str, Tensor]:
     shapes = {"logits": (2, n, k), "log_z": (2, n), "tracked": (n, n_tracked)}
     shapes |= dict.fromkeys(("norm", "mean", "std", "kurtosis"), (n,))
-    flags = {"finite": (n,), "zero": (n,), "unproven": (2, n)}
+    flags = dict.fromkeys(("finite", "zero", "unproven", "repaired"), (n,))
     out = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
     out |= {name: torch.empty(shape, dtype=torch.bool, device=device) for name, shape in flags.items()}
     return out | {"ids": torch.empty(2, n, k, dtype=torch.int32, device=device)}
@@ -198,7 +204,7 @@ def _empty_results(n: int, k: int, n_tracked: int, device: torch.device) -> dict
 def _followed_scores(d: Directions, ids: Tensor, u: Unembedding) -> Tensor:
     scores = torch.empty(len(d.rows), len(ids), dtype=torch.float64, device=u.device)
     for part in parts(len(ids), 256):
-        scores[:, part] = d.rows @ u.columns(ids[part]).T.double()
+        scores[:, part] = d.rows @ u.W_U[:, ids[part]].double()
     return scores - d.mean[:, None] if u.column_scale is None else scores * u.column_scale[ids]
 
 
@@ -219,11 +225,11 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     if ids.ndim != 2 or len(ids) != len(x):
         raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
     wanted = token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
-    scores = torch.empty(ids.shape)
+    scores, rescorer = torch.empty(ids.shape), Rescorer(u, MOST_PAIRS_BYTES // pair_bytes(u) + 1)
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
-            exact = exact_scores(d.rows, wanted[rows], u, _AT_A_TIME)
+            exact = rescorer.of_each(d.rows, wanted[rows])
             scores[rows] = exact - d.mean[:, None] if u.score == "dot" else exact
     return scores
 

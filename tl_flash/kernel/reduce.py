@@ -1,10 +1,9 @@
-"""Reduce a tile of screened scores: block extremes for the selection, sums for the statistics."""
+"""Reduce screened scores, a piece at a time: block extremes for the selection, sums for the statistics."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,98 +11,143 @@ from torch import Tensor
 
 from tl_flash.kernel.unembedding import parts
 
-WORK = 2**18  # scores that are summed at a time, in float32
-_WORK_COLUMNS = 2**13
-_STEEPEST = 70.0  # exp(70) times any d_vocab is a float32 number, exp(-70) a normal one
+LEAST_SUM, GREATEST_SUM = 1e-30, 1e36  # of exponentials that neither lost terms nor came near overflow
+_SEGMENT = 512  # bf16 numbers that are summed before the sum is rounded
+_ORDER = {
+    torch.bfloat16: (torch.int16, 15, 0x7FFF, 0x7F7F),
+    torch.float32: (torch.int32, 31, 0x7FFFFFFF, 0x7F7FFFFF),
+}
+#   the whole number as wide, the place of the sign, the other bits, and those of the greatest finite number
 
 
 class Reduced(NamedTuple):
     """What a tile's statistics and candidates are made of, in one pass over its scores."""
 
-    greatest: Tensor
-    #   [2, n, blocks], greatest score of each block, at pole 1 of the scores' negatives
+    extremes: Tensor
+    #   [2, n, blocks], greatest score of a reportable token in each block, at pole 1 of the scores' negatives; finite;
+    #   float32, or whole numbers that `as_floats` turns into it
     squares: Tensor
     #   float64 [n], sum over the vocabulary of (score - mean)^2
     fourths: Tensor
     #   float64 [n], of (score - mean)^4
     log_z: Tensor
-    #   float64 [2, n], logsumexp of +-slope * (score - mean)
+    #   float64 [2, n], logsumexp of +-slope * (score - mean); NaN without a slope
 
 
-def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int, work: Tensor) -> Reduced:
-    """Reduce screened scores [n, d_vocab].
+class Work(NamedTuple):
+    """Memory that scores are worked on in, so many at a time."""
+
+    float32: Tensor
+    own: Tensor
+    #   in the scores' dtype
+    extremes: Tensor
+    #   for the result, whole numbers as wide
+
+
+def reduce(
+    scores: Tensor, d_vocab: int, mean: Tensor | None, slope: Tensor | None, never: Tensor | None, work: Work
+) -> Reduced:
+    """Reduce screened scores, some rows at a time.
 
     Args:
-        scores: float32 or bfloat16.
-        mean: float32 [n, 1], the mean of each row.
+        scores: float32 or bfloat16 [n, size * blocks]; token t is in block t mod blocks.
+        d_vocab: how many are scores of tokens; what lies beyond is anything.
+        mean: float32 [n, 1], the mean of each row; None where it is 0.
         slope: float32 [n, 1], what log_z multiplies centred scores with; None where no log_z is wanted.
-        group: tokens in a block.
-        work: float32, any length: sums are made in parts of that many scores, which should fit a core's cache.
+        never: int64, tokens that no extreme is to be of, with those from d_vocab on; None if there are none.
+        work: as long as a row of scores at least.
     """
-    if has_triton(scores.device):
-        from tl_flash.kernel import triton_kernels
-
-        return triton_kernels.reduce(scores, mean, slope, group)
-    greatest = torch.stack([block_maxima(scores, group), -block_minima(scores, group)])
-    squares, fourths = _power_sums(scores, mean, work)
+    n, width = scores.shape
+    blocks = work.extremes.shape[-1]
+    extremes = work.extremes[:, :n]
+    sums = torch.zeros(4, n, dtype=torch.float64, device=scores.device)
+    for rows in parts(n, len(work.own) // width):
+        ordered = _ordered(scores[rows], work.own).unflatten(1, (-1, blocks))
+        _block_extremes(ordered, never, scores.dtype, extremes[:, rows])
+        real, middle = scores[rows, :d_vocab], None if mean is None else mean[rows]
+        sums[0, rows], sums[1, rows] = _power_sums(real, middle, work.float32)
+        if slope is not None:
+            sums[2, rows], sums[3, rows] = _exp_sums(real, work.own)
     if slope is None:
-        return Reduced(greatest, squares, fourths, torch.full_like(greatest[..., 0], math.nan, dtype=torch.float64))
-    return Reduced(greatest, squares, fourths, _log_sums(scores, greatest.amax(2), mean, slope, work))
+        return Reduced(extremes, sums[0], sums[1], torch.full_like(sums[2:], math.nan))
+    return Reduced(extremes, sums[0], sums[1], _log_sums(sums[2:], scores[:, :d_vocab], mean, slope))
 
 
-def _power_sums(scores: Tensor, mean: Tensor, work: Tensor) -> Tensor:
-    """float64 [2, n], sums of (score - mean)^2 and of (score - mean)^4."""
-    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
-    for rows, some, here in _in_cache(scores, work):
-        sums[0, rows] += here.copy_(some).sub_(mean[rows]).square_().sum(1)
-        sums[1, rows] += here.square_().sum(1)
-    return sums
+def _ordered(scores: Tensor, work: Tensor) -> Tensor:
+    """Whole numbers in the order of the scores: they are compared several times faster.
+
+    They are the floats' bits, where a float is negative with all bits but the sign's flipped. To take the complement of
+    such a number is to negate the float.
+    """
+    whole, sign, magnitude, _ = _ORDER[scores.dtype]
+    bits = scores.view(whole)
+    ordered = work.view(whole)[: bits.numel()].view(bits.shape)
+    return torch.bitwise_right_shift(bits, sign, out=ordered).bitwise_and_(magnitude).bitwise_xor_(bits)
 
 
-def _log_sums(scores: Tensor, greatest: Tensor, mean: Tensor, slope: Tensor, work: Tensor) -> Tensor:
-    """float64 [2, n], logsumexp of +-slope * (score - mean), given the greatest +-score [2, n]."""
-    highest = torch.maximum(greatest[0] - mean[:, 0], greatest[1] + mean[:, 0]) * slope[:, 0]
-    steep = (highest > _STEEPEST).nonzero()[:, 0]
-    sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
-    for rows, some, here in _in_cache(scores, work):
-        here.copy_(some).sub_(mean[rows]).mul_(slope[rows])
-        if len(steep):
-            here.clamp_(-_STEEPEST, _STEEPEST)
-        sums[0, rows] += here.exp_().sum(1)  # one exponential serves both poles
-        sums[1, rows] += here.reciprocal_().sum(1)
-    log_z = sums.log()
-    for rows in steep.split(max(len(work) // scores.shape[1], 1)):
-        scaled = (scores[rows] - mean[rows]) * slope[rows]
-        log_z[:, rows] = torch.stack([scaled.logsumexp(1), (-scaled).logsumexp(1)]).double()
+def as_floats(ordered: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32: the scores, once of `dtype`, that whole numbers of `Reduced.extremes` stand for."""
+    if ordered.is_floating_point():
+        return ordered
+    _, sign, magnitude, _ = _ORDER[dtype]
+    return (ordered >> sign).bitwise_and_(magnitude).bitwise_xor_(ordered).view(dtype).float()
+
+
+def ordered_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The whole numbers that stand for scores of `dtype`."""
+    return _ORDER[dtype][0]
+
+
+def _block_extremes(ordered: Tensor, never: Tensor | None, dtype: torch.dtype, extremes: Tensor) -> None:
+    """Write into extremes [2, n, blocks] the greatest along axis 1 of ordered [n, size, blocks], and of its negatives.
+
+    A block of `never` alone has the least finite number.
+    """
+    finite = _ORDER[dtype][3]
+    if never is not None:
+        ordered.flatten(1).index_fill_(1, never, ~finite)
+    torch.amax(ordered, 1, out=extremes[0])
+    if never is not None:
+        ordered.flatten(1).index_fill_(1, never, finite)
+    torch.amin(ordered, 1, out=extremes[1]).bitwise_not_()
+
+
+def _power_sums(scores: Tensor, mean: Tensor | None, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of (score - mean)^2 and of (score - mean)^4, float32 [n] each."""
+    centred = work[: scores.numel()].view(scores.shape).copy_(scores)
+    if mean is not None:
+        centred -= mean
+    squares = centred.square_().sum(1)
+    return squares, centred.square_().sum(1)
+
+
+def _exp_sums(scores: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of exp(score) and of exp(-score), float32 [n] each; one exponential serves both."""
+    powers = torch.exp(scores, out=work[: scores.numel()].view(scores.shape))
+    return _row_sums(powers), _row_sums(powers.reciprocal_())
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    """float32 [n]. torch sums bf16 in float32 and rounds the sum: short sums keep that small."""
+    if values.dtype == torch.float32:
+        return values.sum(1)
+    whole = values.shape[1] // _SEGMENT * _SEGMENT
+    segments = values[:, :whole].unflatten(1, (-1, _SEGMENT)).sum(2)
+    return segments.float().sum(1) + values[:, whole:].sum(1).float()
+
+
+def _log_sums(sums: Tensor, scores: Tensor, mean: Tensor | None, slope: Tensor) -> Tensor:
+    """float64 [2, n]: logsumexp of +-slope * (score - mean) over the vocabulary.
+
+    `sums` [2, n], of exp(score) and exp(-score), serve wherever slope is 1 and nothing came near overflow.
+    """
+    mean = torch.zeros_like(slope) if mean is None else mean
+    log_z = sums.log() + torch.cat([-mean, mean], 1).T
+    usable = ((sums > LEAST_SUM) & (sums < GREATEST_SUM)).all(0) & (slope[:, 0] == 1)
+    for row in (~usable).nonzero():
+        scaled = (scores[row] - mean[row]) * slope[row]
+        log_z[:, row] = torch.stack([scaled.logsumexp(1), (-scaled).logsumexp(1)]).double()
     return log_z
-
-
-def _in_cache(scores: Tensor, work: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Parts of scores with their rows, and of `work` in the same shape."""
-    for columns in parts(scores.shape[1], min(_WORK_COLUMNS, len(work))):
-        for rows in parts(len(scores), len(work) // (columns.stop - columns.start)):
-            some = scores[rows, columns]
-            yield rows, some, work[: some.numel()].view(some.shape)
-
-
-def block_maxima(scores: Tensor, group: int) -> Tensor:
-    """[n, blocks]: token t is in block t mod blocks, so that the reduction runs along contiguous memory."""
-    blocks = -(-scores.shape[1] // group)
-    whole = scores.shape[1] // blocks * blocks
-    maxima = scores[:, :whole].unflatten(1, (-1, blocks)).amax(1)
-    here = maxima[:, : scores.shape[1] - whole]
-    torch.maximum(here, scores[:, whole:], out=here)
-    return maxima
-
-
-def block_minima(scores: Tensor, group: int) -> Tensor:
-    """[n, blocks], like `block_maxima`."""
-    blocks = -(-scores.shape[1] // group)
-    whole = scores.shape[1] // blocks * blocks
-    minima = scores[:, :whole].unflatten(1, (-1, blocks)).amin(1)
-    here = minima[:, : scores.shape[1] - whole]
-    torch.minimum(here, scores[:, whole:], out=here)
-    return minima
 
 
 def has_triton(device: torch.device) -> bool:

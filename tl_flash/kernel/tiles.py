@@ -1,7 +1,8 @@
 """One tile of directions: screen every token, reduce, score the best again in float64, say which rows are proven.
 
-Screened scores are in units in which a typical one is of the order of 1: a direction of length `length` is read as
-x * sqrt(d_model) / (length * size). So nothing over- or underflows, whatever the scale of the direction or of W_U.
+Screened scores are in the units of log_z, tau = sqrt(d_model) / norm, in which a typical one is of the order of 1.
+Where a norm of the caller's makes tau extreme they are in other units, so that nothing over- or underflows, whatever
+the scale of the direction or of W_U.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.reduce import WORK, Reduced, block_maxima, block_minima, has_triton, reduce
+from tl_flash.kernel.plan import AT_ONCE, FAN, Plan
+from tl_flash.kernel.reduce import Reduced, Work, as_floats, has_triton, ordered_dtype, reduce
+from tl_flash.kernel.rescore import Rescorer
 from tl_flash.kernel.unembedding import Screen, Unembedding, parts
 
-_PAIRS = 256  # scores made again at a time, in float64
+_EXTREME = 1e4  # of a typical score in units of log_z
+_FEW = 16  # a row is repaired at once if no more than a token in so many has to be scored again
 
 
 @dataclass(frozen=True)
@@ -52,96 +56,6 @@ class Directions:
         return cls(rows, rows @ u.mean_column, given, length, torch.isfinite(raw), zero)
 
 
-def exact_scores(rows: Tensor, ids: Tensor, u: Unembedding, gathered: int) -> Tensor:
-    """float64 [n, m] scores of each row's own tokens, ids [n, m], means not taken off; -inf where an id is -1.
-
-    Columns of W_U are gathered for `gathered` scores at a time, in the order of tokens: that is one walk through W_U
-    even where it is held [d_model, d_vocab]. Every score is multiplied and summed in the same order, so that equal
-    columns have equal scores.
-    """
-    if has_triton(u.device):
-        from tl_flash.kernel import triton_kernels
-
-        scores = triton_kernels.exact_scores(rows, ids, u.W_U)
-        return scores if u.column_scale is None else scores * u.column_scale[ids.clamp(min=0)]
-    tokens = ids.flatten()
-    places = (tokens >= 0).nonzero()[:, 0]
-    places = places[tokens[places].argsort()]
-    scores = torch.full(tokens.shape, -math.inf, dtype=torch.float64, device=u.device)
-    for part in parts(len(places), gathered):
-        columns = u.columns(tokens[places[part]])
-        for few in parts(len(columns), _PAIRS):
-            here = places[part][few]
-            scores[here] = columns[few].double().mul_(rows[here // ids.shape[1]]).sum(-1)
-    if u.column_scale is not None:
-        scores[places] *= u.column_scale[tokens[places]]
-    return scores.view(ids.shape)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Tile sizes within a byte budget."""
-
-    rows: int
-    #   directions in a tile
-    columns: int
-    #   tokens that one product takes
-    gathered: int
-    #   scores made again at a time, see `exact_scores`
-    group: int
-    #   tokens in a block; its extremes stand for them until the best blocks are known
-    candidates: int
-    #   tokens scored again, and blocks looked into, at each pole
-    buffers: tuple[int, int, int]
-    #   bytes of a tile's scores, of float32 work on them, and of a part of W_U converted
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of all three."""
-        return sum(self.buffers)
-
-    @classmethod
-    def within(cls, max_bytes: int, u: Unembedding, screen: Screen, k: int) -> Plan:
-        """Share `max_bytes` out.
-
-        Raises:
-            ValueError: it does not suffice for one direction.
-        """
-        group = 64 if has_triton(u.device) else 16
-        candidates = _candidates_needed(u, screen, k)
-        # Bytes of a column of W_U gathered and turned, of one converted to the screen's dtype, ...
-        a_pair = 2 * u.W_U.element_size() * u.d_model
-        a_column = screen.dtype.itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
-        gathered = min(max(max_bytes // (16 * a_pair), 64), 4096)
-        columns = min(max(max_bytes // (8 * a_column), 64), u.d_vocab) if a_column else u.d_vocab
-        # ... of a row's scores, of its blocks with their bounds, of the tokens in its best blocks, of itself.
-        row, work = screen.dtype.itemsize * round_up(u.d_vocab), min(4 * WORK, round_up(max_bytes // 16))
-        a_row = row + 7 * 4 * u.d_vocab / group + 32 * 2 * candidates * group + 36 * u.d_model
-        fixed = work + gathered * a_pair + 16 * _PAIRS * u.d_model + columns * a_column + 8 * u.d_vocab
-        rows = int((max_bytes - fixed) // a_row)
-        if rows < 1:
-            raise ValueError(
-                f"max_bytes: expected at least {math.ceil(fixed + a_row)} for one direction of {u.d_model} against "
-                f"{u.d_vocab} tokens, got {max_bytes}; raise it or leave it out"
-            )
-        rows = min(rows, 1024 if u.device.type == "cpu" else 4096)
-        return cls(rows, columns, gathered, group, candidates, (rows * row, work, round_up(columns * a_column)))
-
-
-def _candidates_needed(u: Unembedding, screen: Screen, k: int) -> int:
-    """How many tokens cannot be told from the top k, in all but few rows, were scores normally distributed.
-
-    In units of the scores' standard deviation the k-th is near sqrt(2 log(d_vocab / k)), where their density falls by
-    a factor of e over the inverse of that, and the bounds on errors are about sqrt(d_model) times the relative ones.
-    """
-    kth = math.sqrt(2 * math.log(u.d_vocab / k))
-    of_rows = 0.42 * screen.rounding  # root mean square of what rounding takes from a number, beside it
-    of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
-    error = math.sqrt(u.d_model) * (of_rows + of_weights + screen.accumulation) + screen.rounding * kth
-    mixed_in = k * math.expm1(min(kth * error, 4))
-    return math.ceil(k + mixed_in + 3 * math.sqrt(mixed_in) + 4)
-
-
 class Top(NamedTuple):
     """The k greatest scores of each row at both poles."""
 
@@ -156,34 +70,57 @@ class Top(NamedTuple):
 class Tile:
     """The screened scores of one tile of directions, in buffers that every tile uses again."""
 
-    def __init__(self, plan: Plan, screen: Screen, u: Unembedding, scratch: Tensor):
-        self.plan, self.u, self.screen = plan, u, screen
-        buffers = scratch[: plan.buffer_bytes].split(plan.buffers)
-        self._scores, self._work, self._weights = map(Tensor.view, buffers, (screen.dtype, torch.float32, screen.dtype))
-        unit_length = 1.01 * math.sqrt(u.d_model) / u.size  # of a row as screened
-        self._fixed_error = unit_length * (screen.accumulation * screen.reach + screen.residual)
-        self._block_fixed_error = block_maxima(self._fixed_error[None], plan.group)[0]
-        self._block_reach = block_maxima(screen.reach[None], plan.group)[0]
+    def __init__(self, plan: Plan, screen: Screen, u: Unembedding, scratch: Tensor, rescorer: Rescorer):
+        self.plan, self.u, self.screen, self.rescorer = plan, u, screen, rescorer
+        scores, extremes, float32, own, weights = scratch[: plan.buffer_bytes].split(plan.buffers)
+        self._scores, self._weights = scores.view(screen.dtype), weights.view(screen.dtype)
+        whole = extremes.view(ordered_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
+        self._work = Work(float32.view(torch.float32), own.view(screen.dtype), whole)
+        fixed_error = screen.accumulation * screen.reach + screen.residual
+        self._fixed_errors = fixed_error, *plan.greatest(fixed_error)  # of tokens, blocks, groups
+        self._reaches = screen.reach, *plan.greatest(screen.reach)
+        beyond = torch.arange(u.d_vocab, plan.size * plan.blocks, device=u.device)
+        never = torch.cat([u.ignored, beyond])
+        self._never = never if len(never) else None
 
     def fill(self, directions: Directions) -> None:
         """Screen every token and reduce the scores."""
-        u, d = self.u, directions
+        u, d, screen, n = self.u, directions, self.screen, len(directions.rows)
         self.directions = d
+        typical = d.length * u.size / d.norm  # score in units of log_z
+        held = typical if u.score == "cosine" else typical.clamp(1 / _EXTREME, _EXTREME)
         self.unit = math.sqrt(u.d_model) / (d.length * u.size)  # screened = unit * (score - shift)
-        self.shift = d.mean if self.screen.scaled else torch.zeros_like(d.mean)
+        if u.score == "dot":
+            self.unit *= held
+        self.shift = d.mean if screen.scaled else torch.zeros_like(d.mean)
+        self._slope = (typical / held).float()[:, None]
+        self._mean = ((d.mean - self.shift) * self.unit).float()[:, None]
         scaled = d.rows * self.unit[:, None]
-        rows = scaled.to(self.screen.dtype)
-        self._lost = torch.zeros(len(rows), 1, device=u.device)  # length of what rounding took from each row
-        if self.screen.dtype != torch.float32:
+        rows = scaled.to(screen.dtype)
+        self._length = 1.01 * (d.length * self.unit).float()[:, None]  # of a row as screened, at most
+        self._lost = torch.zeros_like(self._length)  # length of what rounding took from it, at most
+        self._shrunk = torch.ones_like(d.length)  # how much shorter rounding left it
+        if screen.dtype != torch.float32:
+            self._shrunk = torch.linalg.vector_norm(rows.double(), dim=1) / (d.length * self.unit)
             self._lost = torch.linalg.vector_norm(scaled.sub_(rows), dim=1, keepdim=True).float() * (1 + 1e-6)
-        self.scores = self._scores.view(self.plan.rows, -1)[: len(rows), : u.d_vocab]
-        for part in parts(u.d_vocab, self.plan.columns):
+        scores = self._scores[: n * self.plan.size * self.plan.blocks].view(n, -1)
+        self.scores = scores[:, : u.d_vocab]
+        self._multiply(rows)
+        slope, mean = None if u.score == "cosine" else self._slope, None if screen.scaled else self._mean
+        if has_triton(u.device):
+            from tl_flash.kernel import triton_kernels
+
+            never = ~u.reportable if len(u.ignored) else None
+            self.reduced = triton_kernels.reduce(self.scores, self._mean, slope, never, self.plan.blocks)
+        else:
+            self.reduced = reduce(scores, u.d_vocab, mean, slope, self._never, self._work)
+
+    def _multiply(self, rows: Tensor) -> None:
+        """Screen every token."""
+        for part in parts(self.u.d_vocab, self.plan.columns):
             torch.mm(rows, self._screening_weights(part), out=self.scores[:, part])
-            if u.column_scale is not None and not self.screen.scaled:
-                self.scores[:, part] *= u.column_scale[part].float()
-        mean = ((d.mean - self.shift) * self.unit).float()[:, None]
-        slope = None if u.score == "cosine" else (math.sqrt(u.d_model) / (d.norm * self.unit)).float()[:, None]
-        self.reduced = reduce(self.scores, mean, slope, self.plan.group, self._work)
+            if self.u.column_scale is not None and not self.screen.scaled:
+                self.scores[:, part] *= self.u.column_scale[part].float()
 
     def _screening_weights(self, part: slice) -> Tensor:
         W = self.screen.weights[:, part]
@@ -195,18 +132,15 @@ class Tile:
 
     def statistics(self, top: Top) -> tuple[Tensor, Tensor, Tensor]:
         """Standard deviation and excess kurtosis of the scores [n], and log_z [2, n]."""
-        u, reduced = self.u, self.reduced
-        if self.screen.dtype != torch.float32:
-            reduced = self._corrected(top)
-        std = (reduced.squares / u.d_vocab).sqrt() / self.unit
-        kurtosis = u.d_vocab * reduced.fourths / reduced.squares.square() - 3
-        return std, kurtosis, reduced.log_z
+        _, squares, fourths, log_z = self.reduced if self.screen.dtype == torch.float32 else self._corrected(top)
+        std = (squares / self.u.d_vocab).sqrt() / (self.unit * self._shrunk)
+        return std, self.u.d_vocab * fourths / squares.square() - 3, log_z
 
     def _corrected(self, top: Top) -> Reduced:
         """The sums with the exact scores of the top tokens in place of the screened ones: they weigh most."""
-        u, d, signs = self.u, self.directions, _signs(self.u.device)
-        squares, fourths, log_z = self.reduced.squares, self.reduced.fourths, self.reduced.log_z
-        mean = signs * ((d.mean - self.shift) * self.unit)[:, None]
+        u, signs = self.u, _signs(self.u.device)
+        extremes, squares, fourths, log_z = self.reduced
+        mean = signs * self._mean.double()
         exact = self.as_screened(top.scores, signs) - mean
         screened = signs * self.scores.expand(2, -1, -1).gather(-1, top.ids).double() - mean
         if 2 * top.ids.shape[-1] <= u.d_vocab - len(u.ignored):  # no token is at both poles
@@ -214,65 +148,99 @@ class Tile:
             squares = squares + (right - wrong).sum((0, 2))
             fourths = fourths + (right.square() - wrong.square()).sum((0, 2))
         if u.score == "dot":
-            slope = (math.sqrt(u.d_model) / (d.norm * self.unit))[:, None]
+            slope = self._slope.double()
             rest = 1 - (screened * slope - log_z[..., None]).exp().sum(-1)
             log_z = torch.logaddexp(log_z + rest.clamp(min=0).log(), (exact * slope).logsumexp(-1))
-        return Reduced(self.reduced.greatest, squares.clamp(min=0), fourths.clamp(min=0), log_z)
+        return Reduced(extremes, squares.clamp(min=0), fourths.clamp(min=0), log_z)
 
     def top_tokens(self, k: int) -> Top:
         """The k tokens of greatest score at both poles."""
-        u, d, signs = self.u, self.directions, _signs(self.u.device)
-        tokens, outside = self._candidates(k)
-        of_row = tokens.transpose(0, 1).flatten(1)  # both poles of a row together
-        exact = exact_scores(d.rows, of_row, u, self.plan.gathered)
-        exact = exact.unflatten(1, (2, -1)).transpose(0, 1) * signs
-        scores, ids = sort_tokens(exact.masked_fill(tokens < 0, -math.inf), tokens, k)
-        kth = self.as_screened(scores[..., -1:], signs)
-        return Top(ids, scores, ~(outside < kth)[..., 0])
+        n, device = len(self.scores), self.u.device
+        ids = torch.empty(2, n, k, dtype=torch.int64, device=device)
+        top = Top(ids, torch.empty(ids.shape, dtype=torch.float64, device=device), ids.new_empty(2, n).bool())
+        for rows in parts(n, AT_ONCE if device.type == "cpu" else n):
+            for whole, some in zip(top, self._top_tokens(rows, k), strict=True):
+                whole[:, rows] = some
+        return top
 
-    def as_screened(self, scores: Tensor, signs: Tensor) -> Tensor:
+    def _top_tokens(self, rows: slice, k: int) -> Top:
+        d, signs = self.directions.rows[rows], _signs(self.u.device)
+        tokens, upper, outside = self._candidates(rows)
+        best = signs * _both_poles(self.rescorer.of_each(d, _of_rows(tokens[..., :k])))
+        kth = self.as_screened(best.amin(-1, keepdim=True), signs, rows)
+        hopeless = ~(upper[..., k:] >= kth)
+        rest = _both_poles(self.rescorer.of_some(d, _of_rows(tokens[..., k:].masked_fill(hopeless, -1))))
+        rest = (signs * rest).masked_fill_(hopeless, -math.inf)
+        scores, ids = sort_tokens(torch.cat([best, rest], -1), tokens, k)
+        return Top(ids, scores, ~(outside < self.as_screened(scores[..., -1:], signs, rows))[..., 0])
+
+    def as_screened(self, scores: Tensor, signs: Tensor, rows: slice = slice(None)) -> Tensor:
         """Exact scores in the screen's terms."""
-        return (scores - signs * self.shift[:, None]) * self.unit[:, None]
+        return (scores - signs * self.shift[rows, None]) * self.unit[rows, None]
 
-    def _candidates(self, k: int) -> tuple[Tensor, Tensor]:
-        """Tokens [2, n, c] that may be among the top k (-1: none), and the greatest upper bound left out [2, n, 1]."""
-        u, plan = self.u, self.plan
-        greatest = self.reduced.greatest
-        if len(u.ignored):
-            greatest = greatest.clone()
-            greatest[0] = block_maxima(self.scores.index_fill_(1, u.ignored, -math.inf), plan.group)
-            greatest[1] = -block_minima(self.scores.index_fill_(1, u.ignored, math.inf), plan.group)
-        upper = self._error(greatest, self._lost, self._block_reach, self._block_fixed_error).add_(greatest)
-        n_blocks = upper.shape[-1]
-        blocks, left_blocks = _greatest(upper, plan.candidates)
-        tokens = (blocks[..., None] + n_blocks * torch.arange(plan.group, device=u.device)).flatten(-2)
+    def _candidates(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens that may be among the top.
+
+        Returns:
+            tokens: [2, n, c], k of them at least reportable.
+            upper: float32 [2, n, c], upper bounds on their scores in the screen's terms, descending; -inf for tokens
+                that are not reportable.
+            outside: [2, n, 1], the greatest upper bound left out.
+        """
+        u, plan, count = self.u, self.plan, self.plan.candidates
+        extremes = self.reduced.extremes[:, rows]
+        groups, _, left_groups = _greatest(self._upper(extremes.unflatten(-1, (FAN, -1)).amax(2), rows, 2), count)
+        blocks = _members(groups, FAN, plan.blocks // FAN)
+        chosen, _, left_blocks = _greatest(self._upper(extremes.gather(-1, blocks), rows, 1, blocks), count)
+        tokens = _members(blocks.gather(-1, chosen), plan.size, plan.blocks)
         real = tokens < u.d_vocab
         tokens.clamp_(max=u.d_vocab - 1)
-        real &= u.reportable[tokens]
-        scores = (self.scores.expand(2, -1, -1).gather(-1, tokens) * _signs(u.device)).float()
-        error = self._error(scores, self._lost, self.screen.reach[tokens], self._fixed_error[tokens])
-        chosen, left_tokens = _greatest((scores + error).masked_fill_(~real, -math.inf), plan.candidates)
-        tokens, real, scores, error = (t.gather(-1, chosen) for t in (tokens, real, scores, error))
-        kth_lower = (scores - error).masked_fill_(~real, -math.inf).topk(k).values[..., -1:]
-        real &= scores + error >= kth_lower
-        return tokens.masked_fill_(~real, -1), torch.maximum(left_blocks, left_tokens)
+        if len(u.ignored):
+            real &= u.reportable[tokens]
+        scores = self.scores[rows].expand(2, -1, -1).gather(-1, tokens).mul_(_signs(u.device))
+        upper = self._upper(scores.float(), rows, 0, tokens).masked_fill_(~real, -math.inf)
+        chosen, upper, left_tokens = _greatest(upper, count, ordered=True)
+        return tokens.gather(-1, chosen), upper, torch.maximum(torch.maximum(left_groups, left_blocks), left_tokens)
 
-    def _error(self, scores: Tensor, lost: Tensor, reach: Tensor, fixed_error: Tensor) -> Tensor:
-        """Bounds on how far screened scores are from the exact ones."""
-        return scores.abs().float().mul_(self.screen.rounding).add_(fixed_error).addcmul_(lost, reach)
+    def _upper(self, scores: Tensor, rows: slice, level: int, places: Tensor | None = None) -> Tensor:
+        """Bounds that exact scores do not exceed, in the screen's terms.
 
-    def reaching(self, row: int, pole: int, kth: Tensor) -> Tensor:
+        Args:
+            scores: [..., n, m], float32 or as `Reduced.extremes` are, of some tokens, or of blocks or groups of them.
+            rows: the tile's, n of them.
+            level: 0 for tokens, 1 for blocks, 2 for groups.
+            places: which of these, [..., n, m]; by default all.
+        """
+        scores = as_floats(scores, self.screen.dtype)
+        fixed, reach = self._fixed_errors[level], self._reaches[level]
+        if places is not None:
+            fixed, reach = fixed[places], reach[places]
+        error = scores.abs().mul_(self.screen.rounding)
+        return error.addcmul_(self._length[rows], fixed).addcmul_(self._lost[rows], reach).add_(scores)
+
+    def repair(self, top: Top, *, at_once: bool) -> None:
+        """Score every token that may be among the top k of a row without proof.
+
+        Args:
+            top: what `top_tokens` returned, changed in place.
+            at_once: leave rows where these are many.
+        """
+        k, u = top.ids.shape[-1], self.u
+        for pole, row in top.unproven.nonzero().tolist():
+            tokens = self._reaching(row, pole, top.scores[pole, row, -1])
+            if at_once and len(tokens) * _FEW > u.d_vocab:
+                continue
+            exact = self.rescorer.of_each(self.directions.rows[row, None], tokens[None]) * (1 - 2 * pole)
+            scores, ids = sort_tokens(exact, tokens[None], k)
+            top.scores[pole, row], top.ids[pole, row], top.unproven[pole, row] = scores[0], ids[0], False
+
+    def _reaching(self, row: int, pole: int, kth: Tensor) -> Tensor:
         """Every reportable token whose bound reaches `kth` [], an exact score: ids [m]."""
         sign = 1 - 2 * pole
         least = (kth - sign * self.shift[row]) * self.unit[row]
-        scores = sign * self.scores[row]
-        upper = self._error(scores, self._lost[row], self.screen.reach, self._fixed_error).add_(scores)
+        scores = sign * self.scores[row, None].float()
+        upper = self._upper(scores, slice(row, row + 1), 0)[0]
         return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
-
-
-def round_up(size: int) -> int:
-    """The next multiple of 64: rows so long start where vector units like it."""
-    return -(-size // 64) * 64
 
 
 def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -282,14 +250,30 @@ def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]
     return scores[..., :k], tokens.gather(-1, again[..., :k])
 
 
+def _of_rows(of_poles: Tensor) -> Tensor:
+    """[n, 2 * m] of [2, n, m]: both poles of a row side by side."""
+    return of_poles.transpose(0, 1).flatten(1)
+
+
+def _both_poles(of_rows: Tensor) -> Tensor:
+    """The inverse of `_of_rows`."""
+    return of_rows.unflatten(1, (2, -1)).transpose(0, 1)
+
+
 def _signs(device: torch.device) -> Tensor:
     """[2, 1, 1]: the sign of either pole."""
     return (1 - 2 * torch.arange(2, device=device)).view(2, 1, 1)  # made there: a copy would wait for the device
 
 
-def _greatest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Places [..., count] of the greatest values, and the greatest value left out [..., 1]."""
-    count = min(count, values.shape[-1])
-    best, places = values.topk(min(count + 1, values.shape[-1]))
-    left = best[..., count:] if best.shape[-1] > count else torch.full_like(best[..., :1], -math.inf)
-    return places[..., :count], left
+def _members(sets: Tensor, size: int, count: int) -> Tensor:
+    """[..., m * size]: what is in sets [..., m] of `count` sets of that size."""
+    return (sets[..., None] + torch.arange(0, size * count, count, device=sets.device)).flatten(-2)
+
+
+def _greatest(values: Tensor, count: int, *, ordered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Places [..., count] of the greatest values, these values, and a bound [..., 1] on the values left out."""
+    if count >= values.shape[-1]:
+        best, places = values.sort(-1, descending=True)
+        return places, best, torch.full_like(best[..., :1], -math.inf)
+    best, places = values.topk(count, sorted=ordered)
+    return places, best, best.amin(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Two passes of the engine as Triton kernels, for GPUs: what `reduce` and `exact_scores` do in torch.
+"""Two passes of the engine as Triton kernels, for GPUs: what `reduce` and `rescore` do in torch.
 
 With TRITON_INTERPRET=1 they run on a CPU, which is how the tests compare them where there is no GPU.
 """
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from tl_flash.kernel.reduce import Reduced
 
+LEAST = tl.constexpr(-3e38)  # of a block that no token is named from
 _BLOCKS = 128  # blocks that one program reduces
 _TOKENS, _WIDTH = 16, 256  # tokens that one program scores, and how much of their columns it reads at a time
 
 
 @triton.jit
 def _reduce(
-    scores, row_stride, mean, slope, greatest, sums, d_vocab, blocks,
-    GROUP: tl.constexpr, BLOCKS: tl.constexpr, LOGS: tl.constexpr,
+    scores, row_stride, never, mean, slope, extremes, sums, d_vocab, blocks,
+    GROUP: tl.constexpr, BLOCKS: tl.constexpr, NEVER: tl.constexpr, LOGS: tl.constexpr,
 ):  # fmt: skip
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n, pieces = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
@@ -29,10 +30,11 @@ def _reduce(
     token = tl.arange(0, GROUP)[:, None] * blocks + block[None]
     real = (block < blocks)[None] & (token < d_vocab)
     score = tl.load(scores + row * row_stride + token, mask=real, other=0.0).to(tl.float32)
-    high = tl.max(tl.where(real, score, float("-inf")), 0)
-    low = tl.min(tl.where(real, score, float("inf")), 0)
-    tl.store(greatest + row * blocks + block, high, mask=block < blocks)
-    tl.store(greatest + (n + row) * blocks + block, -low, mask=block < blocks)
+    named = real
+    if NEVER:
+        named = real & (tl.load(never + token, mask=real, other=1) == 0)
+    tl.store(extremes + row * blocks + block, tl.max(tl.where(named, score, LEAST), 0), mask=block < blocks)
+    tl.store(extremes + (n + row) * blocks + block, tl.max(tl.where(named, -score, LEAST), 0), mask=block < blocks)
 
     middle = tl.load(mean + row)
     centred = tl.where(real, score - middle, 0.0)
@@ -43,30 +45,35 @@ def _reduce(
     tl.store(out + plane, tl.sum(square * square))
     if LOGS:
         steep = tl.load(slope + row)
-        top, bottom = tl.max(high), tl.min(low)
+        top = tl.max(tl.max(tl.where(real, score, float("-inf")), 0))
+        bottom = tl.min(tl.min(tl.where(real, score, float("inf")), 0))
         positive = tl.sum(tl.where(real, tl.exp((score - top) * steep), 0.0))
         negative = tl.sum(tl.where(real, tl.exp((bottom - score) * steep), 0.0))
         tl.store(out + 2 * plane, tl.log(positive) + (top - middle) * steep)
         tl.store(out + 3 * plane, tl.log(negative) + (middle - bottom) * steep)
 
 
-def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, group: int) -> Reduced:
-    """`reduce.reduce` in one pass over the scores; nothing overflows, so no row is done twice."""
+def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | None, blocks: int) -> Reduced:
+    """`reduce.reduce` in one pass over scores [n, d_vocab]; nothing overflows, so no row is done twice.
+
+    `mean` is always given; `never` is bool [d_vocab].
+    """
     n, d_vocab = scores.shape
-    blocks = -(-d_vocab // group)
     pieces = triton.cdiv(blocks, _BLOCKS)
-    greatest = torch.empty(2, n, blocks, device=scores.device)
+    extremes = torch.empty(2, n, blocks, device=scores.device)
     sums = torch.empty(4, n, pieces, device=scores.device)
     _reduce[(n, pieces)](  # pyright: ignore[reportIndexIssue]
-        scores, scores.stride(0), mean, mean if slope is None else slope, greatest, sums, d_vocab, blocks,
-        GROUP=group, BLOCKS=_BLOCKS, LOGS=slope is not None,
+        scores, scores.stride(0), scores if never is None else never.view(torch.uint8),
+        mean, mean if slope is None else slope, extremes, sums, d_vocab, blocks,
+        GROUP=triton.next_power_of_2(triton.cdiv(d_vocab, blocks)), BLOCKS=_BLOCKS,
+        NEVER=never is not None, LOGS=slope is not None,
     )  # fmt: skip
     squares, fourths = sums[:2].sum(-1, dtype=torch.float64)
     if slope is None:
-        return Reduced(
-            greatest, squares, fourths, torch.full((2, n), math.nan, dtype=torch.float64, device=scores.device)
-        )
-    return Reduced(greatest, squares, fourths, sums[2:].double().logsumexp(-1))
+        log_z = torch.full((2, n), math.nan, dtype=torch.float64, device=scores.device)
+    else:
+        log_z = sums[2:].double().logsumexp(-1)
+    return Reduced(extremes, squares, fourths, log_z)
 
 
 @triton.jit

@@ -16,12 +16,16 @@ from torch import Tensor
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 
 FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
+LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in bf16
 PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
 
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, and at most one bf16 copy."""
+    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, and at most one bf16 copy.
+
+    Once many directions were decoded it may also hold what `by_token` tells of, within the caller's `max_bytes`.
+    """
 
     W_U: Tensor
     #   [d_model, d_vocab], as given
@@ -45,6 +49,7 @@ class Unembedding:
     fast: Screen
     #   what screens fastest on this device: plain, or one in bf16
     _covariance: list[Tensor] = field(default_factory=list, repr=False)
+    _by_token: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
     def d_model(self) -> int:
@@ -68,11 +73,20 @@ class Unembedding:
             self._covariance.append(_covariance(self))
         return self._covariance[0]
 
-    def columns(self, ids: Tensor) -> Tensor:
-        """Columns of W_U, as rows: [m, d_model] for ids [m], in W_U's dtype. Not scaled."""
+    @property
+    def by_token(self) -> Tensor | None:
+        """W_U' [d_vocab, d_model], each token's column in one piece of memory: many times faster to gather.
+
+        None where W_U is not held so, unless `hold_by_token` made a copy.
+        """
         if self.W_U.stride(0) == 1:
-            return self.W_U.T.index_select(0, ids)
-        return self.W_U.index_select(1, ids).T.contiguous()
+            return self.W_U.T
+        return self._by_token[0] if self._by_token else None
+
+    def hold_by_token(self) -> None:
+        """Copy W_U unless `by_token` is there."""
+        if self.by_token is None:
+            self._by_token.append(self.W_U.T.contiguous())
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +160,7 @@ def prepare(
         column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
         size = _checked_size(mean_column, reach)
         plain = fast = _plain_screen(W_U, reach)
-        if multiplies_bf16_faster(W_U.device):
+        if screens_in_bf16(W_U):
             fast = _bf16_screen(W_U, column_scale, mean_column, reach)
     return Unembedding(
         W_U=W_U,
@@ -164,14 +178,28 @@ def prepare(
     )
 
 
+def screens_in_bf16(W_U: Tensor) -> bool:
+    """Whether scores are screened in bf16: not where the product is too small for the time that it saves to show."""
+    return len(W_U) >= LEAST_D_MODEL and W_U.shape[1] >= LEAST_D_VOCAB and multiplies_bf16_faster(W_U.device)
+
+
 @cache
 def multiplies_bf16_faster(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices so much faster than float32 ones that it pays; tried once on a CPU."""
+    """Whether `device` multiplies bf16 matrices so much faster than float32 ones that it pays.
+
+    A GPU's or an x86 processor's instructions tell. Where torch does not tell of them, it is tried once.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
+    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if told.get("architecture") == "x86_64":
+        return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+    return _tries_bf16_faster()
 
+
+def _tries_bf16_faster() -> bool:
     def seconds(dtype: torch.dtype, n: int, repeats: int) -> float:
         a, b = torch.ones(n, 512, dtype=dtype), torch.ones(512, 4 * n, dtype=dtype)
         took = []
@@ -181,8 +209,8 @@ def multiplies_bf16_faster(device: torch.device) -> bool:
             took.append(time.perf_counter() - start)
         return min(took[1:])
 
-    with plain_arithmetic(device):  # where bf16 is emulated a small product tells, and a large one takes seconds
-        for n, repeats, pays in ((16, 1, 10.0), (256, 3, 0.7)):
+    with plain_arithmetic(torch.device("cpu")):
+        for n, repeats, pays in ((16, 1, 10.0), (256, 5, 0.7)):  # emulated bf16 takes seconds in a large product
             if seconds(torch.bfloat16, n, repeats) > pays * seconds(torch.float32, n, repeats):
                 return False
     return True
