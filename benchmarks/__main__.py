@@ -21,8 +21,8 @@ from tl_flash.kernel import decode, prepare
 
 RESULTS = Path(__file__).parent / "results"
 GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
-    "rows": [(512 * f, 32768, 1024) for f in (1, 2, 4, 8, 16)],
-    "vocabulary": [(512, 32768 * f, 1024) for f in (1, 2, 4, 8, 16)],
+    "rows": [(512 * f, 32768, 4096) for f in (1, 2, 4, 8, 16)],
+    "vocabulary": [(512, 32768 * f, 4096) for f in (1, 2, 4, 8, 16)],
     "width": [(512, 32768, 256 * f) for f in (1, 2, 4, 8, 16)],
 }
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, help="directions a shape; by default all, of larger models a slice on a CPU"
     )
-    parser.add_argument("--most-rows", type=int, help="directions that float32 contenders read; 2048 on a CPU, or all")
+    parser.add_argument("--most-rows", type=int, help="directions that float32 contenders read; 1024 on a CPU, or all")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", help="the shapes whose name holds this")
@@ -48,7 +48,7 @@ def main() -> None:
     for shape in SHAPES:
         if not args.only or args.only.lower() in shape.name.lower():
             rows = args.rows or (shape.cpu_rows if device.type == "cpu" else shape.n_neurons)
-            most_rows = args.most_rows or (2048 if device.type == "cpu" else rows)
+            most_rows = args.most_rows or (1024 if device.type == "cpu" else rows)
             speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
     grown = growth(args.rounds, device)
     stem = args.output / re.sub(r"\W+", "-", device_name(device)).strip("-").lower()

@@ -311,7 +311,7 @@ def test_every_screened_score_is_within_its_bound(family, d_model, seed, dtype, 
     exact = directions.rows @ W_U.double() * (1 if u.column_scale is None else u.column_scale)
     wrong = (tile.as_screened(exact[None], torch.ones(1, 1, 1)) - tile.scores)[0].abs()
     screened = tile.scores.float()
-    bound = tile._upper(screened, slice(None), 0) - screened
+    bound = tile._upper(screened, 0) - screened
     assert (wrong <= bound * (1 + 1e-6) + 1e-6 * screened.abs()).all()
 
 

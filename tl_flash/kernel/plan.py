@@ -22,8 +22,7 @@ TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of scores: more is no faster,
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}
 FAN = 8  # blocks in a group
 FEW_ROWS = 256  # fewer make a product of matrices slow
-AT_ONCE = 256  # rows whose candidates are chosen at a time
-MOST_PAIRS_BYTES = 6 * 2**20  # of scores made again at a time
+MOST_PAIRS_BYTES = 10 * 2**20  # of scores made again at a time
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ class Plan:
         a_row, its_blocks, itself = itemsize * size * blocks, 2 * itemsize * blocks, 32 * u.d_model
         choosing = 2 * 24 * blocks // FAN + 2 * 32 * candidates * (FAN + size)
         rest = max_bytes - work * (4 + itemsize) - pairs * a_pair - columns * a_column - 12 * u.d_vocab
-        rows = (rest - AT_ONCE * choosing) // (a_row + its_blocks + itself)
-        if rows < AT_ONCE:
-            rows = rest // (a_row + its_blocks + itself + choosing)
-        rows = int(max(min(rows, MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS)), 0))
+        most = min(MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS))
+        rows = int(max(min(rest // (a_row + its_blocks + itself + choosing), most), 0))
         a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * work, itemsize * work, columns * a_column))
         return cls(rows, columns, blocks, size, candidates, pairs, by_token, (a, b, c, d, e))
 

@@ -15,8 +15,8 @@ from tl_flash.kernel.unembedding import Unembedding, parts
 
 
 def pair_bytes(u: Unembedding) -> int:
-    """Scratch bytes of one score: a column of W_U as held, and in float64."""
-    return (u.W_U.element_size() + 8) * u.d_model
+    """Scratch bytes of one score: a column of W_U as held and in float64, and a direction."""
+    return (u.W_U.element_size() + 16) * u.d_model
 
 
 class Rescorer:
@@ -27,7 +27,7 @@ class Rescorer:
         self.u, self.pairs, self._triton = u, pairs, has_triton(u.device)
         held = 0 if self._triton else pairs
         self._columns = torch.empty(held, u.d_model, dtype=u.W_U.dtype, device=u.device)
-        self._wide = torch.empty(held, u.d_model, dtype=torch.float64, device=u.device)
+        self._wide, self._rows = torch.empty(2, held, u.d_model, dtype=torch.float64, device=u.device)
 
     def of_each(self, rows: Tensor, ids: Tensor) -> Tensor:
         """float64 [n, m]: scores of each row's own tokens, ids [n, m]; -inf where an id is -1."""
@@ -56,7 +56,8 @@ class Rescorer:
         places = (ids.flatten() >= 0).nonzero()[:, 0]
         tokens, row = ids.flatten()[places, None], places // ids.shape[1]
         for few in parts(len(places), self.pairs):
-            scores[places[few]] = self.of_each(rows.index_select(0, row[few]), tokens[few])[:, 0]
+            of_pairs = torch.index_select(rows, 0, row[few], out=self._rows[: len(tokens[few])])
+            scores[places[few]] = self.of_each(of_pairs, tokens[few])[:, 0]
         return scores.view(ids.shape)
 
     def _gathered(self, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.plan import AT_ONCE, FAN, Plan
+from tl_flash.kernel.plan import FAN, Plan
 from tl_flash.kernel.reduce import Reduced, Work, as_floats, has_triton, ordered_dtype, reduce
 from tl_flash.kernel.rescore import Rescorer
 from tl_flash.kernel.unembedding import Screen, Unembedding, parts
@@ -155,30 +155,21 @@ class Tile:
 
     def top_tokens(self, k: int) -> Top:
         """The k tokens of greatest score at both poles."""
-        n, device = len(self.scores), self.u.device
-        ids = torch.empty(2, n, k, dtype=torch.int64, device=device)
-        top = Top(ids, torch.empty(ids.shape, dtype=torch.float64, device=device), ids.new_empty(2, n).bool())
-        for rows in parts(n, AT_ONCE if device.type == "cpu" else n):
-            for whole, some in zip(top, self._top_tokens(rows, k), strict=True):
-                whole[:, rows] = some
-        return top
-
-    def _top_tokens(self, rows: slice, k: int) -> Top:
-        d, signs = self.directions.rows[rows], _signs(self.u.device)
-        tokens, upper, outside = self._candidates(rows)
+        d, signs = self.directions.rows, _signs(self.u.device)
+        tokens, upper, outside = self._candidates()
         best = signs * _both_poles(self.rescorer.of_each(d, _of_rows(tokens[..., :k])))
-        kth = self.as_screened(best.amin(-1, keepdim=True), signs, rows)
+        kth = self.as_screened(best.amin(-1, keepdim=True), signs)
         hopeless = ~(upper[..., k:] >= kth)
         rest = _both_poles(self.rescorer.of_some(d, _of_rows(tokens[..., k:].masked_fill(hopeless, -1))))
         rest = (signs * rest).masked_fill_(hopeless, -math.inf)
         scores, ids = sort_tokens(torch.cat([best, rest], -1), tokens, k)
-        return Top(ids, scores, ~(outside < self.as_screened(scores[..., -1:], signs, rows))[..., 0])
+        return Top(ids, scores, ~(outside < self.as_screened(scores[..., -1:], signs))[..., 0])
 
-    def as_screened(self, scores: Tensor, signs: Tensor, rows: slice = slice(None)) -> Tensor:
+    def as_screened(self, scores: Tensor, signs: Tensor) -> Tensor:
         """Exact scores in the screen's terms."""
-        return (scores - signs * self.shift[rows, None]) * self.unit[rows, None]
+        return (scores - signs * self.shift[:, None]) * self.unit[:, None]
 
-    def _candidates(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens that may be among the top.
 
         Returns:
@@ -188,33 +179,33 @@ class Tile:
             outside: [2, n, 1], the greatest upper bound left out.
         """
         u, plan, count = self.u, self.plan, self.plan.candidates
-        extremes = self.reduced.extremes[:, rows]
-        groups, _, left_groups = _greatest(self._upper(extremes.unflatten(-1, (FAN, -1)).amax(2), rows, 2), count)
+        extremes = self.reduced.extremes
+        groups, _, left_groups = _greatest(self._upper(extremes.unflatten(-1, (FAN, -1)).amax(2), 2), count)
         blocks = _members(groups, FAN, plan.blocks // FAN)
-        chosen, _, left_blocks = _greatest(self._upper(extremes.gather(-1, blocks), rows, 1, blocks), count)
+        chosen, _, left_blocks = _greatest(self._upper(extremes.gather(-1, blocks), 1, blocks), count)
         tokens = _members(blocks.gather(-1, chosen), plan.size, plan.blocks)
         real = tokens < u.d_vocab
         tokens.clamp_(max=u.d_vocab - 1)
         if len(u.ignored):
             real &= u.reportable[tokens]
-        scores = self.scores[rows].expand(2, -1, -1).gather(-1, tokens).mul_(_signs(u.device))
-        upper = self._upper(scores.float(), rows, 0, tokens).masked_fill_(~real, -math.inf)
+        scores = self.scores.expand(2, -1, -1).gather(-1, tokens).mul_(_signs(u.device))
+        upper = self._upper(scores.float(), 0, tokens).masked_fill_(~real, -math.inf)
         chosen, upper, left_tokens = _greatest(upper, count, ordered=True)
         return tokens.gather(-1, chosen), upper, torch.maximum(torch.maximum(left_groups, left_blocks), left_tokens)
 
-    def _upper(self, scores: Tensor, rows: slice, level: int, places: Tensor | None = None) -> Tensor:
+    def _upper(self, scores: Tensor, level: int, places: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
         """Bounds that exact scores do not exceed, in the screen's terms.
 
         Args:
             scores: [..., n, m], float32 or as `Reduced.extremes` are, of some tokens, or of blocks or groups of them.
-            rows: the tile's, n of them.
             level: 0 for tokens, 1 for blocks, 2 for groups.
             places: which of these, [..., n, m]; by default all.
+            rows: the tile's, n of them; by default all.
         """
         scores = as_floats(scores, self.screen.dtype)
         fixed, reach = self._fixed_errors[level], self._reaches[level]
         if places is not None:
-            fixed, reach = fixed[places], reach[places]
+            fixed, reach = (of_all.expand(*places.shape[:-1], -1).gather(-1, places) for of_all in (fixed, reach))
         error = scores.abs().mul_(self.screen.rounding)
         return error.addcmul_(self._length[rows], fixed).addcmul_(self._lost[rows], reach).add_(scores)
 
@@ -239,7 +230,7 @@ class Tile:
         sign = 1 - 2 * pole
         least = (kth - sign * self.shift[row]) * self.unit[row]
         scores = sign * self.scores[row, None].float()
-        upper = self._upper(scores, slice(row, row + 1), 0)[0]
+        upper = self._upper(scores, 0, rows=slice(row, row + 1))[0]
         return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
 
 
