@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests import families
-from tl_flash import NeuronMap, checkpoint, flash_decode, resume, storage
+from tl_flash import NeuronMap, checkpoint, flash_decode, resume, storage, work
 from tl_flash.cli import main
 from tl_flash.resume import Parts, decode_to_file
 
@@ -280,3 +281,16 @@ def test_the_plan_can_be_read(monkeypatch, folder, out):
     interrupted(monkeypatch, folder, out)
     plan = json.loads((out.with_name(f"{out.name}.parts") / "plan.json").read_text())
     assert plan["model"] == str(folder) and plan["k"] == 3 and plan["side"] == "in"
+
+
+@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="threads share their number")
+def test_reading_ahead_takes_few_threads_and_leaves_the_others_theirs():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        seen = list(work._ahead(torch.get_num_threads() for _ in range(3)))
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]

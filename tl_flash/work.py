@@ -251,12 +251,24 @@ class _Feed:
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Make each item, none of them None, while the one before is in use: in a thread, one ahead and no more."""
+    """Make each item, none of them None, while the one before is in use: in a thread, one ahead and no more.
+
+    Products of matrices are cut evenly over all cores and wait for the slowest, so the thread takes few of them.
+    """
     with ThreadPoolExecutor(1) as thread:
+        threads = torch.get_num_threads()
+        if "OpenMP" in torch.__config__.parallel_info():  # where each thread has a number of its own, ...
+            thread.submit(_use_threads, max(threads // 4, 1)).result()
+            torch.set_num_threads(threads)  # ... and the number told last is every new thread's
         made = thread.submit(next, items, None)
         while (item := made.result()) is not None:
             made = thread.submit(next, items, None)
             yield item
+
+
+def _use_threads(count: int) -> None:
+    torch.get_num_threads()  # a thread takes the common number when it first asks
+    torch.set_num_threads(count)
 
 
 def _describe(n_experts: int | None, d_mlp: int) -> str:

@@ -19,7 +19,7 @@ from tl_flash.kernel.unembedding import Screen, Unembedding
 
 WORK = {"cpu": 2**21, "cuda": 2**24}  # scores that are reduced at a time
 TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of scores: more is no faster, unless for a product's want of rows
-MOST_ROWS = {"cpu": 1024, "cuda": 4096}
+MOST_ROWS = {"cpu": 512, "cuda": 4096}
 FAN = 8  # blocks in a group
 FEW_ROWS = 256  # fewer make a product of matrices slow
 MOST_PAIRS_BYTES = 10 * 2**20  # of scores made again at a time
