@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
@@ -17,12 +17,12 @@ from plotly.subplots import make_subplots
 from benchmarks.contenders import OURS, SHAPES, Shape, contenders
 from benchmarks.measure import device_name, exponent, peak_extra_mib
 from tl_flash.bench import draw, interleaved
-from tl_flash.kernel import decode, prepare
+from tl_flash.kernel import decode, prepare, unembedding
 
 RESULTS = Path(__file__).parent / "results"
 GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
     "rows": [(512 * f, 32768, 4096) for f in (1, 2, 4, 8, 16)],
-    "vocabulary": [(512, 32768 * f, 4096) for f in (1, 2, 4, 8, 16)],
+    "vocabulary": [(2048, 32768 * f, 4096) for f in (1, 2, 4, 8, 16)],
     "width": [(512, 32768, 256 * f) for f in (1, 2, 4, 8, 16)],
 }
 
@@ -37,25 +37,35 @@ def main() -> None:
     parser.add_argument("--most-rows", type=int, help="directions that float32 contenders read; 1024 on a CPU, or all")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", help="the shapes whose name holds this")
+    parser.add_argument("--only", default="", help="the shapes whose name holds this, or growth")
     parser.add_argument("--skip", default="", help="contenders to leave out: those whose name matches this pattern")
+    parser.add_argument("--no-bf16", action="store_true", help="as on a device that multiplies bf16 no faster")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    print(f"{device_name(device)}; torch {torch.__version__}\n")
+    name = device_name(device)
+    if args.no_bf16:
+        unembedding.multiplies_bf16_faster = lambda device: False
+        name += ", no bf16"
+    print(f"{name}; torch {torch.__version__}\n")
+    stem = args.output / re.sub(r"\W+", "-", name).strip("-").lower()
+    args.output.mkdir(parents=True, exist_ok=True)
     speed = []
     for shape in SHAPES:
-        if not args.only or args.only.lower() in shape.name.lower():
+        if args.only.lower() in shape.name.lower():
             rows = args.rows or (shape.cpu_rows if device.type == "cpu" else shape.n_neurons)
             most_rows = args.most_rows or (1024 if device.type == "cpu" else rows)
             speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
-    grown = growth(args.rounds, device)
-    stem = args.output / re.sub(r"\W+", "-", device_name(device)).strip("-").lower()
-    args.output.mkdir(parents=True, exist_ok=True)
-    write(stem, speed, grown)
-    figure(speed, grown, device).write_html(stem.with_suffix(".html"), include_plotlyjs="cdn")
-    print(f"\nwritten: {stem}-speed.csv, {stem}-growth.csv, {stem}.html")
+    if speed:
+        pd.DataFrame(speed).to_csv(f"{stem}-speed.csv", index=False)
+    if args.only.lower() in "growth":
+        pd.DataFrame(growth(args.rounds, device)).to_csv(f"{stem}-growth.csv", index=False)
+    written = [Path(f"{stem}-{name}.csv") for name in ("speed", "growth")]
+    if all(path.exists() for path in written):
+        speed_table, growth_table = (pd.read_csv(path) for path in written)
+        figure(speed_table, growth_table, name).write_html(stem.with_suffix(".html"), include_plotlyjs="cdn")
+    print(f"\nwritten: {stem}-*")
 
 
 def race(shape: Shape, rows: int, most_rows: int, rounds: int, skip: str, device: torch.device) -> list[dict]:
@@ -106,35 +116,23 @@ def growth(rounds: int, device: torch.device) -> list[dict]:
 
 
 def _decode_of(n: int, d_vocab: int, d_model: int, device: torch.device) -> Callable[[], object]:
-    x, W_U = draw(n, d_model, d_vocab, torch.float32, device)
-    unembedding = prepare(W_U)
-    return lambda: decode(x, unembedding)
+    x, W_U = draw(n, d_model, d_vocab, torch.bfloat16, device)
+    prepared = prepare(W_U)
+    return lambda: decode(x, prepared)
 
 
-def write(stem: Path, speed: list[dict], grown: list[dict]) -> None:
-    """One CSV a table."""
-    for name, table in (("speed", speed), ("growth", grown)):
-        columns = list(dict.fromkeys(key for row in table for key in row))
-        with open(f"{stem}-{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(table)
-
-
-def figure(speed: list[dict], grown: list[dict], device: torch.device) -> go.Figure:
+def figure(speed: pd.DataFrame, grown: pd.DataFrame, title: str) -> go.Figure:
     """Seconds of every contender, and how the decode's grow."""
-    panels = make_subplots(1, 2, subplot_titles=("Seconds, beside tl_flash's", "Seconds as one size grows 16-fold"))
-    for name in dict.fromkeys(row["contender"] for row in speed):
-        of = [row for row in speed if row["contender"] == name and "times_ours" in row]
-        panels.add_bar(x=[row["shape"] for row in of], y=[row["times_ours"] for row in of], name=name, row=1, col=1)
-    for what in dict.fromkeys(row["growing"] for row in grown):
-        of = [row for row in grown if row["growing"] == what]
-        label = f"{what}, power {of[0]['exponent']:.2f}"
-        took = [row["seconds"] for row in of]
-        panels.add_scatter(x=[1, 2, 4, 8, 16], y=took, name=label, mode="lines+markers", row=1, col=2)
+    titles = (f"Seconds a direction, beside those of {OURS!r}", "Seconds as one size grows 16-fold")
+    panels = make_subplots(1, 2, subplot_titles=titles)
+    for name, of in speed.dropna(subset="times_ours").groupby("contender", sort=False):
+        panels.add_bar(x=of["shape"], y=of.times_ours, name=name, row=1, col=1)
+    for what, of in grown.groupby("growing", sort=False):
+        label = f"{what}, power {of.exponent.iloc[0]:.2f}"
+        panels.add_scatter(x=[1, 2, 4, 8, 16], y=of.seconds, name=label, mode="lines+markers", row=1, col=2)
     panels.update_xaxes(type="log", title="times the smallest", row=1, col=2)
     panels.update_yaxes(type="log", row=1, col=2)
-    return panels.update_layout(title=device_name(device), template="plotly_white")
+    return panels.update_layout(title=title, template="plotly_white")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.bench import plain, products
-from tl_flash.kernel import decode, prepare
-from tl_flash.kernel.unembedding import multiplies_bf16_faster
+from tl_flash.kernel import decode, prepare, unembedding
 
 K = 10
 
@@ -58,16 +57,16 @@ def contenders(x: Tensor, W_U: Tensor, most_rows: int) -> Iterator[Contender]:
     What reads a few rows at a time in float32 reads `most_rows` of them at most: its time is a multiple of that of one
     row. It gets W_U in float32, converted before the clock starts.
     """
-    unembedding, unproven, W = prepare(W_U), prepare(W_U, precision="fast"), W_U.float()
+    prepared, unproven, W = prepare(W_U), prepare(W_U, precision="fast"), W_U.float()
     n, some = len(x), x[:most_rows].float()
     yield Contender(OURS, lambda: decode(x, prepare(W_U), k=K), n)
-    yield Contender("tl_flash", lambda: decode(x, unembedding, k=K), n)
+    yield Contender("tl_flash", lambda: decode(x, prepared, k=K), n)
     yield Contender("tl_flash, no proof", lambda: decode(x, unproven, k=K), n)
-    if multiplies_bf16_faster(x.device):
+    if unembedding.multiplies_bf16_faster(x.device):
         low, low_W = x.bfloat16(), W_U.bfloat16()
         yield Contender("product alone, bf16", lambda: products(low, low_W), n)
     else:
-        yield Contender("product alone, bf16", None, note="slower than float32 on this device")
+        yield Contender("product alone, bf16", None, note="no faster than float32 on this device")
     yield Contender("product alone, float32", lambda: products(some, W), len(some))
     yield Contender("plain definition", lambda: plain(some, W, K), len(some))
     yield Contender("64-row readout", lambda: _chunked_readout(some, W), len(some))

@@ -290,6 +290,18 @@ def test_a_bf16_screen_changes_no_token_and_no_logit(dtype):
     torch.testing.assert_close(screened.kurtosis, plain.kurtosis, rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("spread", [1, 3])
+def test_statistics_of_a_bf16_screen_at_the_size_of_gpt2(spread):
+    """What README tells of their accuracy; `spread` is the standard deviation of tau * s."""
+    x, W_U, _ = draw(32, 768, 50257)
+    W_U *= spread / 768**0.5
+    ours, right = decode(x, prepare(W_U, bf16=True)), truth(x, W_U)
+    assert torch.equal(ours.ids, right.ids)
+    torch.testing.assert_close(ours.log_z, right.log_z, rtol=0, atol=3e-3)
+    torch.testing.assert_close(ours.std, right.std, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.kurtosis, right.kurtosis, rtol=0, atol=1e-3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),

@@ -86,7 +86,7 @@ def decode(
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
             as float32 sums where scores are screened in float32. Where they are screened in bf16 the terms of the top
             tokens are exact too and the rest carries its rounding: on random weights of GPT-2's shape log_z was right
-            to 1e-3, std to 1 in 10,000, kurtosis to 1e-3.
+            to 3e-3, std to 1 in 10,000, kurtosis to 1e-3.
 
     Raises:
         TypeError: x or norm is not a float tensor, k not a whole number, or tracked holds something other than ids.
