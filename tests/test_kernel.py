@@ -152,6 +152,18 @@ def test_own_norm_can_be_overridden():
     assert torch.equal(ours.ids, decode(x, prepare(W_U)).ids)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("length", [1e-9, 1e-3, 1e3, 1e20])
+def test_a_norm_may_make_logits_of_any_size(length, bf16):
+    x, W_U, _ = draw(12, 64, 2000)
+    norm = torch.full((12,), length)
+    ours, right = decode(x, prepare(W_U, bf16=bf16), norm=norm), truth(x, W_U, norm=norm)
+    assert torch.equal(ours.ids, right.ids)
+    tolerance = 5e-3 if bf16 else 1e-5
+    for name in ("log_z", "std", "kurtosis"):
+        torch.testing.assert_close(getattr(ours, name), getattr(right, name), rtol=tolerance, atol=tolerance)
+
+
 def test_ignored_tokens_are_not_reported_but_counted():
     x, W_U, _ = draw(40, 24, 333)
     free = decode(x, prepare(W_U), k=5)
