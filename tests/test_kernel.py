@@ -370,13 +370,14 @@ def test_a_device_that_does_not_tell_is_tried(monkeypatch):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_copy_by_token_changes_nothing(dtype, bf16):
     x, W_U, _ = draw(300, 64, 1000, dtype=dtype)
+    tolerance = 1e-3 if bf16 else 1e-5  # another layout, another order of sums, and bf16 rounds them
     held, by_token = prepare(W_U, bf16=bf16), prepare(W_U.T.contiguous().T, bf16=bf16)
-    assert_equal(decode(x, held), decode(x, by_token), tolerance=1e-5)
+    assert_equal(decode(x, held), decode(x, by_token), tolerance=tolerance)
     assert torch.equal(held.by_token, by_token.by_token)  # worth a copy for so many directions
     few, tight = prepare(W_U, bf16=bf16), prepare(W_U, bf16=bf16)
-    assert_equal(decode(x[:1], few), decode(x[:1], by_token), tolerance=1e-5)
+    assert_equal(decode(x[:1], few), decode(x[:1], by_token), tolerance=tolerance)
     assert few.by_token is None
-    assert_equal(decode(x, tight, max_bytes=W_U.nbytes), decode(x, by_token), tolerance=1e-3)
+    assert_equal(decode(x, tight, max_bytes=W_U.nbytes), decode(x, by_token), tolerance=tolerance)
     assert tight.by_token is None
 
 
