@@ -42,6 +42,16 @@ def main() -> None:
     parser.add_argument("--no-bf16", action="store_true", help="as on a device that multiplies bf16 no faster")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
+    chosen = [shape for shape in SHAPES if args.only.lower() in shape.name.lower()]
+    grows = args.only.lower() in ("", "growth")
+    if not chosen and not grows:
+        names = ", ".join(shape.name for shape in SHAPES)
+        parser.error(f"--only: expected a part of {names}, or growth, got {args.only}")
+    if args.skip and re.search(args.skip, OURS):
+        parser.error(f"--skip: {args.skip} leaves out {OURS!r}, which all are compared with")
+    for option in ("rows", "most_rows", "rounds", "threads"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            parser.error(f"--{option.replace('_', '-')}: expected 1 or more, got {getattr(args, option)}")
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     name = device_name(device)
@@ -52,20 +62,19 @@ def main() -> None:
     stem = args.output / re.sub(r"\W+", "-", name).strip("-").lower()
     args.output.mkdir(parents=True, exist_ok=True)
     speed = []
-    for shape in SHAPES:
-        if args.only.lower() in shape.name.lower():
-            rows = args.rows or (shape.cpu_rows if device.type == "cpu" else shape.n_neurons)
-            most_rows = args.most_rows or (1024 if device.type == "cpu" else rows)
-            speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
-    if speed:
+    for shape in chosen:
+        rows = min(args.rows or (shape.cpu_rows if device.type == "cpu" else shape.n_neurons), shape.n_neurons)
+        most_rows = args.most_rows or (1024 if device.type == "cpu" else rows)
+        speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
+    if chosen:
         pd.DataFrame(speed).to_csv(f"{stem}-speed.csv", index=False)
-    if args.only.lower() in "growth":
+    if grows:
         pd.DataFrame(growth(args.rounds, device)).to_csv(f"{stem}-growth.csv", index=False)
-    written = [Path(f"{stem}-{name}.csv") for name in ("speed", "growth")]
-    if all(path.exists() for path in written):
-        speed_table, growth_table = (pd.read_csv(path) for path in written)
+    tables = [Path(f"{stem}-{table}.csv") for table in ("speed", "growth")]
+    if all(path.exists() for path in tables):
+        speed_table, growth_table = (pd.read_csv(path) for path in tables)
         figure(speed_table, growth_table, name).write_html(stem.with_suffix(".html"), include_plotlyjs="cdn")
-    print(f"\nwritten: {stem}-*")
+    print(f"\nwritten beside {stem.with_suffix('.html')}")
 
 
 def race(shape: Shape, rows: int, most_rows: int, rounds: int, skip: str, device: torch.device) -> list[dict]:

@@ -35,7 +35,7 @@ SHAPES = [
     Shape("Llama-3.1-8B", 32 * 14336, 4096, 128256, torch.bfloat16, 8192),
 ]
 
-OURS = "tl_flash, W_U prepared first"
+OURS = "tl_flash, preparing W_U included"
 """What the others are compared with: from the weights to the tokens."""
 
 

@@ -604,6 +604,8 @@ REFUSALS = [
     (lambda: decode(X.tolist(), prepare(W)), TypeError, r"x: expected a torch.Tensor, got list"),
     (lambda: decode(X.long(), prepare(W)), TypeError, r"x: expected a float dtype"),
     (lambda: decode(X[0], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[8\]"),
+    (lambda: decode(X.sign() * 3e38, prepare(W)), ValueError, r"x: expected logits within float32, .* row 0"),
+    (lambda: decode(X, prepare(W), max_bytes="1G"), TypeError, r"max_bytes: expected a whole number of bytes, got str"),
     (lambda: decode(X[:, :7], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[6, 7\]"),
     (lambda: decode(with_value((6, 8), math.nan, 4), prepare(W)), ValueError, r"x: expected finite .* row 4"),
     (lambda: decode(with_value((6, 8), 0, 5), prepare(W)), ValueError, r"x: .* not zero .* row 5"),

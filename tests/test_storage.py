@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_neuron_map import Words
 from tl_flash import NeuronMap, decode_directions, storage
+from tl_flash.weights import digest
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_the_fingerprint_knows_every_weight(neurons):
     assert fingerprint(nudged, W_U) != neurons.source.fingerprint
     assert fingerprint(x.flip(0), W_U) != neurons.source.fingerprint
     assert fingerprint(x, W_U.flip(0)) != neurons.source.fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_digest_leaves_the_weights_as_they_are(dtype):
+    weights = torch.randn(50, 8).to(dtype)
+    before = weights.clone()
+    digest(weights)
+    assert torch.equal(weights, before)
 
 
 def test_an_altered_file_is_refused(path):

@@ -233,7 +233,7 @@ class Sums:
         columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)
         size = max(1, 2**20 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
         for start in range(0, len(bits), size):
-            block = bits[start : start + size].to(torch.int64)
+            block = bits[start : start + size].to(torch.int64, copy=True)  # of float64 weights it would be a view
             rows.append(block.sum(1))
             weight = torch.arange(start + 1, start + 1 + len(block), device=matrix.device)
             columns += block.mul_(weight[:, None]).sum(0)

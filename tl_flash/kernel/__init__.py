@@ -21,9 +21,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.checks import expect_count, expect_directions, expect_matrix, expect_norm, expect_one_of, token_ids
-from tl_flash.kernel.plan import MOST_PAIRS_BYTES, Plan
-from tl_flash.kernel.rescore import Rescorer, pair_bytes
+from tl_flash.kernel.checks import (
+    expect_bytes,
+    expect_count,
+    expect_directions,
+    expect_in_range,
+    expect_matrix,
+    expect_norm,
+    expect_one_of,
+    token_ids,
+)
+from tl_flash.kernel.plan import Plan
+from tl_flash.kernel.rescore import Rescorer, pairs_within
 from tl_flash.kernel.tiles import Directions, Tile, Top, sort_tokens
 from tl_flash.kernel.unembedding import Unembedding, parts, plain_arithmetic, prepare
 from tl_flash.kernel.upload import uploaded
@@ -89,9 +98,10 @@ def decode(
             to 3e-3, std to 1 in 10,000, kurtosis to 1e-3.
 
     Raises:
-        TypeError: x or norm is not a float tensor, k not a whole number, or tracked holds something other than ids.
-        ValueError: a shape, a non-finite or zero direction, an id out of range, a k below 1 or above the number of
-            reportable tokens, a max_bytes too small for one row.
+        TypeError: x or norm is not a float tensor, k or max_bytes not a whole number, or tracked holds something other
+            than ids.
+        ValueError: a shape, a non-finite or zero direction, logits beyond float32, an id out of range, a k below 1 or
+            above the number of reportable tokens, a max_bytes too small for one row.
     """
     return next(decode_each([(x, norm)], unembedding, k=k, tracked=tracked, max_bytes=max_bytes))
 
@@ -117,6 +127,7 @@ def decode_each(
         max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes)
         if u.device.type == "cpu" and u.W_U.stride(0) != 1:
             max_bytes += u.W_U.nbytes
+    expect_bytes(max_bytes)
     tiles = _Tiles(max_bytes, k, u)
     waiting: list[tuple[Tensor, Tensor | None, dict[str, Tensor]]] = []
     for x, norm in layers:
@@ -181,9 +192,10 @@ def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tile
             on_x = rows.to(x.device)
             d = Directions.of(x[on_x], None if norm is None else norm[rows.to(norm.device)], u)
             tile.fill(d)
-            top = tile.top_tokens(len(out["ids"][0, 0]))
+            top = tile.top_tokens(out["ids"].shape[-1])
             tile.repair(top, at_once=False)
             _keep(top, d, rows, out, u)
+    expect_in_range(out)
     return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
 
 
@@ -227,7 +239,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     if ids.ndim != 2 or len(ids) != len(x):
         raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
     wanted = token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
-    scores, rescorer = torch.empty(ids.shape), Rescorer(u, MOST_PAIRS_BYTES // pair_bytes(u) + 1)
+    scores, rescorer = torch.empty(ids.shape), Rescorer(u, pairs_within(u))
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)

@@ -70,6 +70,20 @@ def expect_directions(finite: Tensor, zero: Tensor) -> None:
         )
 
 
+def expect_in_range(out: dict[str, Tensor]) -> None:
+    """Raise ValueError unless logits [2, n, k], log_z [2, n] and std [n] are within float32."""
+    beyond = out["logits"].isinf().any(-1).any(0) | out["log_z"].isinf().any(0) | out["std"].isinf()
+    if beyond.any():
+        row = int(beyond.nonzero()[0])
+        raise ValueError(f"x: expected logits within float32, got infinite ones in row {row}; scale x or norm")
+
+
+def expect_bytes(max_bytes: int) -> None:
+    """Raise TypeError unless `max_bytes` is a whole number."""
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise TypeError(f"max_bytes: expected a whole number of bytes, got {type(max_bytes).__name__}")
+
+
 def expect_norm(norm: Tensor, n: int) -> None:
     """Raise unless `norm` holds n lengths."""
     expect_float("norm", norm)

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from tl_flash.kernel.reduce import has_triton
-from tl_flash.kernel.rescore import pair_bytes
+from tl_flash.kernel.rescore import pair_bytes, pairs_within
 from tl_flash.kernel.unembedding import Screen, Unembedding
 
 WORK = {"cpu": 2**21, "cuda": 2**24}  # scores that are reduced at a time
-TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of scores: more is no faster, unless for a product's want of rows
+TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
 MOST_ROWS = {"cpu": 512, "cuda": 4096}
 FAN = 8  # blocks in a group
 FEW_ROWS = 256  # fewer make a product of matrices slow
-MOST_PAIRS_BYTES = 10 * 2**20  # of scores made again at a time
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,14 @@ class Plan:
         kind, triton, itemsize = u.device.type, has_triton(u.device), screen.dtype.itemsize
         candidates, size = _candidates_needed(u, screen, k), 64 if triton else 16
         blocks = -(-u.d_vocab // (size * FAN)) * FAN
-        a_pair = pair_bytes(u)
-        pairs = max(min(MOST_PAIRS_BYTES, max_bytes // 16) // a_pair, 16)
+        pairs = pairs_within(u, max_bytes // 16)
         a_column = itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
         columns = max(min(max_bytes // 8 // a_column, u.d_vocab), 16) if a_column else u.d_vocab
         work = 0 if triton else max(min(WORK[kind], max_bytes // 64), size * blocks)
         # Bytes of a row's scores, of its block extremes, of itself, and of choosing its candidates.
         a_row, its_blocks, itself = itemsize * size * blocks, 2 * itemsize * blocks, 32 * u.d_model
         choosing = 2 * 24 * blocks // FAN + 2 * 32 * candidates * (FAN + size)
-        rest = max_bytes - work * (4 + itemsize) - pairs * a_pair - columns * a_column - 12 * u.d_vocab
+        rest = max_bytes - work * (4 + itemsize) - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
         most = min(MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS))
         rows = int(max(min(rest // (a_row + its_blocks + itself + choosing), most), 0))
         a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * work, itemsize * work, columns * a_column))

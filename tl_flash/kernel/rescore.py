@@ -13,6 +13,13 @@ from torch import Tensor
 from tl_flash.kernel.reduce import has_triton
 from tl_flash.kernel.unembedding import Unembedding, parts
 
+MOST_BYTES = 10 * 2**20  # of scratch: more pairs at a time are no faster
+
+
+def pairs_within(u: Unembedding, max_bytes: int = MOST_BYTES) -> int:
+    """How many scores to make at a time."""
+    return max(min(max_bytes, MOST_BYTES) // pair_bytes(u), 16)
+
 
 def pair_bytes(u: Unembedding) -> int:
     """Scratch bytes of one score: a column of W_U as held and in float64, and a direction."""

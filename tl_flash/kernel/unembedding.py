@@ -75,7 +75,7 @@ class Unembedding:
 
     @property
     def by_token(self) -> Tensor | None:
-        """W_U' [d_vocab, d_model], each token's column in one piece of memory: many times faster to gather.
+        """W_U transposed, [d_vocab, d_model], each token's column in one piece of memory: many times faster to gather.
 
         None where W_U is not held so, unless `hold_by_token` made a copy.
         """
