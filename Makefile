@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 TL4 := .venv-tl4
+BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: install browser demo test test-tl4 lint bench figures clean
@@ -36,17 +37,18 @@ demo: install
 	$(VENV)/bin/tl-flash demo
 
 test: install test-tl4
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest $(BOTH_CORES)
 
 # Only what touches TransformerLens differs between its versions.
 TL4_TESTS := models checkpoint surfaces clamp alone activations prompts experiments validation lens
 test-tl4: $(TL4)/.done
-	$(TL4)/bin/pytest $(addprefix tests/test_,$(addsuffix .py,$(TL4_TESTS)))
+	$(TL4)/bin/pytest $(BOTH_CORES) $(addprefix tests/test_,$(addsuffix .py,$(TL4_TESTS)))
 
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/lint-imports --no-cache
 
 bench: install
 	$(VENV)/bin/python -m benchmarks

@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from benchmarks.contenders import OURS, SHAPES, Shape, contenders
 from benchmarks.measure import device_name, exponent, peak_extra_mib
 from tl_flash.bench import draw, interleaved
-from tl_flash.kernel import decode, prepare, unembedding
+from tl_flash.kernel import decode, prepare, screens
 
 RESULTS = Path(__file__).parent / "results"
 GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
@@ -56,7 +56,7 @@ def main() -> None:
     device = torch.device(args.device)
     name = device_name(device)
     if args.no_bf16:
-        unembedding.multiplies_bf16_faster = lambda device: False
+        screens.multiplies_bf16_faster = lambda device: False
         name += ", no bf16"
     print(f"{name}; torch {torch.__version__}\n")
     stem = args.output / re.sub(r"\W+", "-", name).strip("-").lower()

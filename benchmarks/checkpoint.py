@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import device_name
-from tl_flash.checkpoint import INDEX
-from tl_flash.decode import plan
+from tl_flash.decode.job import Job
+from tl_flash.decode.neurons import options_of
 from tl_flash.weights import Layer
-from tl_flash.work import Job
+from tl_flash.weights.formats.safetensors import INDEX
 
 N_LAYERS, D_VOCAB, D_MODEL, MIB = 32, 32_000, 4096, 2**20
 
@@ -108,7 +108,7 @@ def report(folder: Path, d_mlp: int, layers: range, device: torch.device) -> Non
     forget(folder)
     with resident() as peak:
         start = time.perf_counter()
-        job = plan(folder, layers=layers, device=device)
+        job = Job.of(folder, options_of({"layers": layers, "device": device}))
         job.unembedding.covariance  # noqa: B018 - made once, at the first call
         print(f"prepared in {time.perf_counter() - start:.1f} s")
         forget(folder)

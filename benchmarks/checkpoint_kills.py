@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tl_flash import resume  # noqa: F401 - imported before any fork
+from tl_flash import decode_to_file  # noqa: F401 - imported before any fork
 from tl_flash.cli import main as tl_flash
 
 N_LAYERS, D_VOCAB, D_MODEL, D_MLP = 48, 2_000, 64, 256

@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from tl_flash.clamp import clamp
+from tl_flash.clamps import clamp
 
 LIMIT = 1.2
 D_MODEL, D_MLP, N_LAYERS, D_VOCAB = 512, 2048, 4, 4096

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from tl_flash import activation_stats, demo, flash_decode
-from tl_flash.alone import answers_alone
+from tl_flash import Neuron, activation_stats, demo, flash_decode
+from tl_flash.clamps import Answers, Prompts, answers_alone
 from tl_flash.demo.tour import named_concepts
-from tl_flash.models import read
+from tl_flash.evidence import Peers
 from tl_flash.progress import track
-from tl_flash.prompts import Answers, Prompts
-from tl_flash.validation import Peers
+from tl_flash.weights import read
 
 NATS = 2.0
 RESULTS = Path(__file__).parent / "results"
@@ -37,8 +36,9 @@ def measure(dose: float, controls: int = 20) -> pd.DataFrame:
     peers = Peers(read(model), controls, seed=0)
     rows = []
     for word, hit in track(list(named_concepts(neurons).items()), "clamping", None):
+        clamped = Neuron.of(hit.neuron)
         value = dose * stats[hit.neuron].abs_max * (1 if hit.pole == "positive" else -1)
-        clamps = [(neuron, value) for neuron in (hit.neuron, *peers.of(hit.neuron))]
+        clamps = [(neuron, value) for neuron in (clamped, *peers.of(clamped))]
         token = neurons.vocab.id(hit.token)
         own, *others = ((a.log_probs - before)[:, token] for a in answers_alone(model, prompts, clamps))
         rows.append(

@@ -16,9 +16,7 @@ import torch
 
 from tests.browser import chromium, opened, seconds_to_answer
 from tl_flash import NeuronMap, report
-from tl_flash.neuron_map import Source, Tracked
-from tl_flash.null import Null
-from tl_flash.top_tokens import TopTokens
+from tl_flash.maps import Null, Source, TopTokens, Tracked
 from tl_flash.vocab import Vocab
 
 LAYERS, D_VOCAB, D_MODEL, K = 32, 128_256, 4096, 10

@@ -35,7 +35,7 @@ from tl_flash import (
     validate,
 )
 from tl_flash.demo.tour import doses
-from tl_flash.models import read
+from tl_flash.weights import read
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "figures"

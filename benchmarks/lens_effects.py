@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tl_flash import check_lens, jacobian_lens, loading
+from tl_flash import check_lens, jacobian_lens, load_model
+from tl_flash.clamps import Mode
 
 DOSES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 RESULTS = Path(__file__).parent / "results"
@@ -47,11 +48,12 @@ def explain(model, neurons: int, seed: int) -> pd.DataFrame:
         "the texts tested": tested,
         "one text, tested on it": tested[:1],
     }
+    trials: tuple[tuple[float, Mode], ...] = ((0.01, "add"), (5.0, "set"))
     parts = []
     for name, source in sources.items():
         lens = jacobian_lens(model, source)
         on = tested[:1] if len(source) == 1 else tested
-        for dose, mode in ((0.01, "add"), (5.0, "set")):
+        for dose, mode in trials:
             frame = check_lens(model, lens, on, n=neurons, doses=(dose,), mode=mode)
             parts.append(frame.assign(J=name, clamp=f"{mode} {dose:g} std"))
     frame = pd.concat(parts)
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--explain", action="store_true", help="where the lens falls short: texts, mean or dose")
     parser.add_argument("--cost", action="store_true", help="time one sweep against a loop over layers")
     arguments = parser.parse_args()
-    model = loading.load(arguments.model, arguments.surface)
+    model = load_model(arguments.model, arguments.surface)
     if arguments.cost:
         print(cost(model, arguments.seed))
         return

@@ -3,6 +3,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core: threads of one wait for those of another
 
 from pathlib import Path  # noqa: E402
 
@@ -10,7 +12,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests import families  # noqa: E402
-from tl_flash import loading  # noqa: E402
+from tl_flash import load_model  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny: threads only wait for one another, most of all on a busy machine
 
@@ -39,7 +41,7 @@ def stories_hooked(stories_path):
 
 
 def _stories(path, surface):
-    model = loading.load(str(path), surface)
+    model = load_model(str(path), surface)
     assert (model.cfg.n_layers, model.cfg.d_mlp, model.cfg.d_model, model.cfg.d_vocab) == (5, 172, 64, 512)
     return model
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash.activations import activation_stats
-from tl_flash.clamp import clamp
+from tl_flash.clamps import activation_stats, clamp
 
 PROMPTS = ["the dog saw a cat", "the cat ran to the old red house", "the sea", "my dear friend Tom saw a dog"]
 

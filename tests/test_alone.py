@@ -2,10 +2,8 @@ import pytest
 import torch
 
 from tl_flash import clamp
-from tl_flash.alone import answers_alone
-from tl_flash.clamp import clamp_rows
-from tl_flash.neurons import Neuron
-from tl_flash.prompts import Answers, Prompts
+from tl_flash.clamps import Answers, Prompts, answers_alone, clamp_rows
+from tl_flash.names import Neuron
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house", "a cat"]
 DOSES = [(Neuron(0, 3), 6.0), (Neuron(1, 3), -6.0), (Neuron(0, 3), 0.0), (Neuron(1, 11), 9.0)]
@@ -45,7 +43,7 @@ def test_values_may_be_added(model):
 def test_few_answers_are_held_at_a_time(model, monkeypatch):
     prompts = Prompts.of(model, PROMPTS)
     expected = [answer.logits for answer in answers_alone(model, prompts, DOSES)]
-    monkeypatch.setattr("tl_flash.alone._ANSWERS_AT_ONCE", 1)
+    monkeypatch.setattr("tl_flash.clamps.alone._ANSWERS_AT_ONCE", 1)
     for answer, logits in zip(answers_alone(model, prompts, DOSES), expected, strict=True):
         torch.testing.assert_close(answer.logits, logits, atol=1e-5, rtol=1e-5)
 

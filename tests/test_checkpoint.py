@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from tests import families
 from tests.families import D_MLP, D_VOCAB, FAMILIES, N_LAYERS, N_TOKENS, sides
-from tl_flash import ExpertNeuron, NeuronMap, checkpoint, compare, decode_directions, flash_decode, models, work
-from tl_flash.architectures import ARCHITECTURES
-from tl_flash.weights import combined, digest
+from tl_flash import ExpertNeuron, NeuronMap, compare, decode_directions, flash_decode
+from tl_flash.decode import job
+from tl_flash.weights import combined, digest, read
+from tl_flash.weights.files import Files
+from tl_flash.weights.formats.safetensors import INDEX, SINGLE, Shards
+from tl_flash.weights.layouts import ARCHITECTURES
 
 K = 4
 PADDING = range(N_TOKENS, D_VOCAB)  # surfaces that hold a tokenizer never report these
@@ -114,7 +117,7 @@ def test_directions_can_be_decoded_against_a_checkpoint(folders):
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_small_blocks_change_no_row(folders, monkeypatch, name):
     whole = flash_decode(folders(name), k=K)
-    monkeypatch.setattr(work, "BLOCK", 20)  # several units a layer
+    monkeypatch.setattr(job, "BLOCK", 20)  # several units a layer
     cut = flash_decode(folders(name), k=K)
     for pole in ("positive", "negative"):
         assert torch.equal(getattr(cut, pole).ids, getattr(whole, pole).ids)
@@ -131,8 +134,8 @@ def rename(folder, change):
     for path in folder.glob("*.safetensors"):
         tensors |= {change(name): tensor for name, tensor in load_file(path).items() if change(name)}
         path.unlink()
-    (folder / checkpoint.INDEX).unlink(missing_ok=True)
-    save_file(tensors, folder / checkpoint.SINGLE)
+    (folder / INDEX).unlink(missing_ok=True)
+    save_file(tensors, folder / SINGLE)
     return folder
 
 
@@ -216,7 +219,7 @@ def test_a_model_on_the_hub(hub, folders):
 
 
 def test_only_shards_that_are_needed_are_fetched(hub):
-    where = json.loads((hub.folder / checkpoint.INDEX).read_text())["weight_map"]
+    where = json.loads((hub.folder / INDEX).read_text())["weight_map"]
     flash_decode("tiny/llama", k=K, layers=[0])
     parts = ("mlp", "post_attention_layernorm")
     needed = {
@@ -294,16 +297,16 @@ def test_a_broken_config_is_refused(llama):
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])
 def test_a_misshapen_tensor_is_refused(llama, name):
     rename(llama, str)
-    tensors = load_file(llama / checkpoint.SINGLE)
+    tensors = load_file(llama / SINGLE)
     tensors[name] = tensors[name][:-1].clone()
-    save_file(tensors, llama / checkpoint.SINGLE)
+    save_file(tensors, llama / SINGLE)
     refused(llama, f"{name} is ")
 
 
 def test_a_missing_tensor_is_refused(llama, folders, tmp_path):
-    index = json.loads((llama / checkpoint.INDEX).read_text())
+    index = json.loads((llama / INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.layers.0.mlp.up_proj.weight"]
-    (llama / checkpoint.INDEX).write_text(json.dumps(index))
+    (llama / INDEX).write_text(json.dumps(index))
     refused(llama, "no tensor model.norm.weight .*which model.safetensors.index.json expects there")
     other = rename(shutil.copytree(folders("llama"), tmp_path / "x"), lambda name: "" if "lm_head" in name else name)
     refused(other, "no tensor lm_head.weight")
@@ -311,17 +314,17 @@ def test_a_missing_tensor_is_refused(llama, folders, tmp_path):
 
 def test_quantised_tensors_are_refused(llama):
     rename(llama, str)
-    tensors = load_file(llama / checkpoint.SINGLE)
+    tensors = load_file(llama / SINGLE)
     name = "model.layers.1.mlp.up_proj.weight"
-    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, llama / checkpoint.SINGLE)
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, llama / SINGLE)
     refused(llama, "layer 1: expected floating-point weights, got torch.float8_e4m3fn")
 
 
 def test_weights_that_are_not_finite_are_refused(llama):
     rename(llama, str)
-    tensors = load_file(llama / checkpoint.SINGLE)
+    tensors = load_file(llama / SINGLE)
     tensors["model.layers.1.mlp.up_proj.weight"][17, 3] = torch.nan
-    save_file(tensors, llama / checkpoint.SINGLE)
+    save_file(tensors, llama / SINGLE)
     refused(llama, r"layer 1: W_in holds 1 NaN or infinite values, the first at \(17, 3\)")
     assert flash_decode(llama, layers=[0]).layers == (0,)
 
@@ -332,7 +335,7 @@ def test_two_unembeddings_of_a_tied_model_are_refused(llama):
 
 def test_a_pickle_is_refused_with_the_way_out(llama):
     rename(llama, str)
-    (llama / checkpoint.SINGLE).rename(llama / "pytorch_model.bin")
+    (llama / SINGLE).rename(llama / "pytorch_model.bin")
     refused(llama, f'pickle.*expected safetensors.*from_pretrained\\("{llama}".*save_pretrained')
 
 
@@ -371,9 +374,9 @@ def expert_directions(model, layer, side):
 @pytest.mark.parametrize("side", ["in", "gate", "out"])
 def test_experts_are_read_one_after_the_other(moe, side, tmp_path):
     folder = saved(moe, tmp_path)
-    names = checkpoint.Shards(checkpoint.Files(folder)).where
+    names = Shards(Files(folder)).where
     assert "model.layers.0.mlp.experts.3.up_proj.weight" in names, "the published layout"
-    for weights in (models.read(moe), checkpoint.read(folder)):
+    for weights in (read(moe), read(folder)):
         assert torch.equal(weights.directions(0, side), expert_directions(moe, 0, side))
         assert torch.equal(weights.directions(0, side, neurons=slice(15, 43)), expert_directions(moe, 0, side)[15:43])
     given = flash_decode(folder, side=side, k=K, layers=[0])
@@ -386,10 +389,10 @@ def test_stacked_experts_are_read_alike(moe, tmp_path):
     folder = saved(moe, tmp_path)
     expected = flash_decode(folder, k=K, layers=[0])
     rename(folder, lambda name: None if ".experts." in name else name)
-    tensors = load_file(folder / checkpoint.SINGLE)
+    tensors = load_file(folder / SINGLE)
     stacked = {f"model.layers.0.mlp.experts.{name}": getattr(moe.model.layers[0].mlp.experts, name).detach().clone()
                for name in ("gate_up_proj", "down_proj")}  # fmt: skip
-    save_file(tensors | stacked, folder / checkpoint.SINGLE)
+    save_file(tensors | stacked, folder / SINGLE)
     assert_same_map(flash_decode(folder, k=K, layers=[0]), expected)
 
 
@@ -455,7 +458,7 @@ def test_maps_of_other_numbers_of_experts_are_not_compared(experts_map):
 @pytest.mark.parametrize("surface", [surface for surface in families.surfaces() if surface != "hf"])
 @pytest.mark.parametrize("side", ["in", "gate", "out"])
 def test_experts_are_read_alike_on_every_surface(surface, side):
-    given, expected = (models.read(families.build("mixtral", name)) for name in (surface, "hf"))
+    given, expected = (read(families.build("mixtral", name)) for name in (surface, "hf"))
     for layer in range(N_LAYERS):
         directions = expected.directions(layer, side)
         assert torch.allclose(given.directions(layer, side), directions, rtol=0, atol=1e-6)
@@ -469,7 +472,7 @@ def test_experts_are_read_alike_on_every_surface(surface, side):
 
 
 def test_fingerprints_are_of_every_weight_decoded(folders):
-    weights = checkpoint.read(folders("llama"))
+    weights = read(folders("llama"))
     digests = [digest(weights.W_U.T), *(digest(weights.layer(layer).W_in) for layer in range(N_LAYERS))]
     assert flash_decode(folders("llama"), k=1).source.fingerprint == combined(digests)
 

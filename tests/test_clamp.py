@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash.clamp import clamp, clamp_hooks
-from tl_flash.neurons import Neuron
+from tl_flash.clamps import clamp, clamp_hooks
+from tl_flash.names import Neuron
 
 SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
 N_PROMPT, N_NEW = 5, 6

@@ -5,7 +5,7 @@ import torch
 
 from tests.test_neuron_map import Words
 from tl_flash import compare, decode_directions
-from tl_flash.neuron_map import NeuronMap
+from tl_flash.maps import NeuronMap
 
 V, D, N = 60, 16, 300
 

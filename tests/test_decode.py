@@ -3,8 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from tl_flash import compare, decode_directions, flash_decode, models
-from tl_flash.assembly import NULL_DRAWS
+from tl_flash import compare, decode_directions, flash_decode
+from tl_flash.decode import job
+from tl_flash.decode.assembly import NULL_DRAWS
+from tl_flash.weights import read
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def test_the_shapes_are_the_models(neurons, bridge):
 
 def test_probabilities_are_those_of_the_final_norm_and_unembedding(neurons, bridge):
     """softmax(unembed(ln_final(x))), run through the model's own modules."""
-    weights = models.read(bridge)
+    weights = read(bridge)
     x = weights.directions(1, "in")
     with torch.no_grad():
         logits = bridge.ln_final(1e4 * x[None]) @ bridge.W_U  # large, so that the norm's eps is nothing
@@ -68,14 +70,14 @@ def test_the_fast_precision_is_recorded(bridge):
 
 
 def test_a_low_precision_model_is_read_as_it_is(bridge):
-    weights = models.read(bridge)
+    weights = read(bridge)
     half = decode_directions(weights.directions(0, "in").bfloat16(), bridge.W_U.bfloat16(), k=3)
     full = decode_directions(weights.directions(0, "in").bfloat16().float(), bridge.W_U.bfloat16().float(), k=3)
     assert torch.equal(half.positive.ids, full.positive.ids)
 
 
 def test_directions_take_the_models_folding(bridge, neurons):
-    x = models.read(bridge).directions(0, "in")
+    x = read(bridge).directions(0, "in")
     assert torch.equal(decode_directions(x, bridge, k=4).positive.ids[0], neurons.positive.ids[0])
     literal = decode_directions(x, bridge.W_U.detach(), k=4, tokenizer=bridge.tokenizer)
     assert torch.equal(decode_directions(x, bridge, k=4, fold_ln=False).positive.ids, literal.positive.ids)
@@ -138,13 +140,13 @@ def test_directions_of_another_kind_are_refused(bridge):
 
 
 def test_a_zero_neuron_is_named(bridge, monkeypatch):
-    weights = models.read(bridge)
+    weights = read(bridge)
     holed = weights.layer(1).W_in.clone()
     holed[7] = 0
     broken = dataclasses.replace(
         weights, read_layer=lambda layer: dataclasses.replace(weights.layer(layer), W_in=holed)
     )
-    monkeypatch.setattr(models, "read", lambda *_, **__: broken)
+    monkeypatch.setattr(job, "read", lambda *_, **__: broken)
     with pytest.raises(ValueError, match="layer 1.*row 7"):
         flash_decode(bridge, layers=[1])
 

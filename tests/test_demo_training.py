@@ -10,9 +10,11 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tl_flash import demo
-from tl_flash.demo import corpus, questions, train
+from tl_flash.demo.training import __main__ as command
+from tl_flash.demo.training import batches, corpus, fit, questions, train
+from tl_flash.demo.training.recipe import Recipe
 
-TINY = train.Recipe(
+TINY = Recipe(
     d_vocab=3000, d_model=32, d_mlp=48, n_layers=2, n_heads=2, length=32, rows=2, steps=6, instruct_steps=4, warmup=2,
     tokenizer_documents=2000,
 )  # fmt: skip
@@ -48,31 +50,31 @@ def test_an_interrupted_run_resumes_to_the_same_weights(trained, tmp_path):
 
 
 def test_the_loss_falls():
-    recipe = train.Recipe(**(vars(TINY) | {"steps": 40, "learning_rate": 1e-2}))
+    recipe = Recipe(**(vars(TINY) | {"steps": 40, "learning_rate": 1e-2}))
     tokenizer = train.new_tokenizer(recipe)
-    batch = train.pack(train.base_examples(random.Random(0), tokenizer), 2, 32)
+    batch = batches.pack(batches.base_examples(random.Random(0), tokenizer), 2, 32)
     model = train.new_model(recipe, tokenizer)
-    before = train.validation_loss(model, batch)
+    before = fit.validation_loss(model, batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(20):
-        train.loss_of(model, batch).backward()
+        fit.loss_of(model, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert train.validation_loss(model, batch) < before - 1
+    assert fit.validation_loss(model, batch) < before - 1
 
 
 def test_the_command_line_passes_its_arguments_on(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(train, "train", lambda out, recipe, **rest: seen.update(out=out, recipe=recipe, **rest))
-    train.main(["--out", str(tmp_path), "--steps", "7", "--base-only", "--stop-at", "3"])
+    monkeypatch.setattr(command, "train", lambda out, recipe, **rest: seen.update(out=out, recipe=recipe, **rest))
+    command.main(["--out", str(tmp_path), "--steps", "7", "--base-only", "--stop-at", "3"])
     assert seen["out"] == tmp_path and seen["recipe"].steps == 7
     assert seen["base_only"] and seen["stop_at"] == 3
 
 
 def test_labels_leave_questions_out():
     tokenizer = AutoTokenizer.from_pretrained(demo.path("instruct"))
-    for ids, labels in islice(train.instruct_examples(random.Random(0), tokenizer), 50):
-        scored = [i for i, label in zip(ids, labels, strict=True) if label != train.IGNORED]
+    for ids, labels in islice(batches.instruct_examples(random.Random(0), tokenizer), 50):
+        scored = [i for i, label in zip(ids, labels, strict=True) if label != batches.IGNORED]
         text = tokenizer.decode(scored)
         assert "Question:" not in text and text.endswith("<|eos|>")
 
@@ -121,11 +123,11 @@ class TestShipped:
     def test_the_weights_have_the_loss_on_record(self, name):
         folder = demo.path(name)
         record = json.loads((folder / "training.json").read_text())
-        recipe = train.Recipe(**record["recipe"])
-        examples = {"base": train.base_examples, "instruct": train.instruct_examples}[name]
-        batch = train.batches(examples, name, AutoTokenizer.from_pretrained(folder), recipe)("validation")
+        recipe = Recipe(**record["recipe"])
+        examples = {"base": batches.base_examples, "instruct": batches.instruct_examples}[name]
+        batch = batches.batches(examples, name, AutoTokenizer.from_pretrained(folder), recipe)("validation")
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        assert train.validation_loss(model, batch) == pytest.approx(record["stored_loss"], abs=1e-3)
+        assert fit.validation_loss(model, batch) == pytest.approx(record["stored_loss"], abs=1e-3)
         assert record["stored_loss"] == pytest.approx(record["curve"][-1][1], rel=0.01)  # bf16 costs less than 1%
 
     def test_the_card_says_what_made_it(self, name):

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.test_resume import made, undisturbed  # noqa: F401 - fixtures
-from tl_flash import distributed
-from tl_flash.distributed import Ranks, ranks
+from tl_flash.decode import distributed
+from tl_flash.decode.distributed import Ranks, ranks
 
 # The command line of tl_flash, but process 1 is killed once, when it has decoded its second part.
 KILLED = """
 import os, signal, sys
 from tl_flash.cli import main
-from tl_flash.resume import Parts
+from tl_flash.decode.parts import Parts
 keep, again = Parts.keep, os.environ["TORCHELASTIC_RESTART_COUNT"]
 def kept(self, part):
     with open(f"decoded-{os.environ['RANK']}-{again}", "a") as file:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tl_flash import clamp, clamp_sweep, mention_rate
-from tl_flash.experiments import complete_text, mentions
+from tl_flash.clamps import complete_text
+from tl_flash.evidence import mentions
 
 PROMPTS = ["a dog", "the cat and a dog ran"]
 

@@ -18,6 +18,8 @@ from tl_flash.kernel import Readout, decode, decode_each, moments, reference_dec
 from tl_flash.kernel import plan as kernel_plan
 from tl_flash.kernel import reduce as kernel_reduce
 from tl_flash.kernel import rescore as kernel_rescore
+from tl_flash.kernel import screens as kernel_screens
+from tl_flash.kernel import streaming as kernel_streaming
 from tl_flash.kernel import tiles as kernel_tiles
 from tl_flash.kernel import unembedding as kernel_unembedding
 
@@ -347,7 +349,7 @@ def test_a_bf16_screen_needs_no_copy_of_a_bf16_W_U():
 
 
 def test_the_device_is_asked_once_and_only_where_it_matters():
-    device, asked = torch.device("cpu"), kernel_unembedding.multiplies_bf16_faster
+    device, asked = torch.device("cpu"), kernel_screens.multiplies_bf16_faster
     faster, hits = asked(device), asked.cache_info().hits
     assert kernel.prepare(torch.ones(2, 3)).fast.dtype == torch.float32
     assert asked.cache_info().hits == hits
@@ -358,12 +360,12 @@ def test_the_device_is_asked_once_and_only_where_it_matters():
 
 def test_a_device_that_does_not_tell_is_tried(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    asked = kernel_unembedding.multiplies_bf16_faster.__wrapped__
+    asked = kernel_screens.multiplies_bf16_faster.__wrapped__
     for wanted in (True, False):
-        monkeypatch.setattr(kernel_unembedding, "_tries_bf16_faster", lambda wanted=wanted: wanted)
+        monkeypatch.setattr(kernel_screens, "_tries_bf16_faster", lambda wanted=wanted: wanted)
         assert asked(torch.device("cpu")) is wanted
     monkeypatch.undo()
-    assert kernel_unembedding._tries_bf16_faster() in (True, False)
+    assert kernel_screens._tries_bf16_faster() in (True, False)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES[:3])
@@ -726,7 +728,7 @@ def test_the_host_does_not_wait_for_a_gpu_before_the_layer_is_queued(monkeypatch
     x, W_U, _ = draw(300, 256, 20011)
     unembedding = kernel.prepare(W_U, device="cuda")
     decode(x, unembedding)  # kernels are compiled
-    queue = kernel._decode
+    queue = kernel_streaming._decode
 
     def watched(*args):
         torch.cuda.set_sync_debug_mode("error")
@@ -735,5 +737,5 @@ def test_the_host_does_not_wait_for_a_gpu_before_the_layer_is_queued(monkeypatch
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(kernel, "_decode", watched)
+    monkeypatch.setattr(kernel_streaming, "_decode", watched)
     assert decode(x.cuda(), unembedding).ids.shape == (2, 300, 10)

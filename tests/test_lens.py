@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import activation_stats, check_lens, clamp, compare, decode_directions, flash_decode, models, validate
-from tl_flash.lens import JacobianLens, jacobian_lens, signature
-from tl_flash.prompts import Answers, Prompts
+from tl_flash import activation_stats, check_lens, clamp, compare, decode_directions, flash_decode, validate
+from tl_flash.clamps import Answers, Prompts
+from tl_flash.lens import JacobianLens, jacobian_lens
+from tl_flash.lens.lens import signature
+from tl_flash.weights import read
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
 SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
@@ -60,7 +62,7 @@ def test_the_jacobian_is_a_finite_difference(name, surface, same):
     model = families.build(name, surface)
     lens = jacobian_lens(model, PROMPTS, positions="same" if same else "all")
     double = in_double(name)
-    centre = models.read(model).centre
+    centre = read(model).centre
     for layer in (0, 1):
         for coordinate in (0, 17):
             delta = torch.zeros(lens.J.shape[-1], dtype=torch.float64)
@@ -75,7 +77,7 @@ def test_the_jacobian_is_a_finite_difference(name, surface, same):
 def test_the_lens_does_not_depend_on_the_surface(name):
     tokens = torch.arange(24).view(3, 8)  # to_tokens differs: some surfaces put a beginning-of-sequence token first
     lenses = [jacobian_lens(families.build(name, surface), tokens) for surface in SURFACES]
-    weights = [models.read(families.build(name, surface)) for surface in SURFACES]
+    weights = [read(families.build(name, surface)) for surface in SURFACES]
     writes = [lens.carry(one.directions(0, "out"), 0) for lens, one in zip(lenses, weights, strict=True)]
     for write, lens, own in zip(writes[1:], lenses[1:], weights[1:], strict=True):
         assert float((write - writes[0]).norm() / writes[0].norm()) < 1e-4
@@ -146,16 +148,16 @@ def test_round_trip(bridge, tmp_path):
     lens.save(tmp_path / "lens.safetensors")
     loaded = JacobianLens.load(tmp_path / "lens.safetensors")
     assert torch.equal(loaded.J, lens.J) and loaded.source == lens.source and loaded.layers == lens.layers
-    loaded.require_model(models.read(bridge))
+    loaded.require_model(read(bridge))
     assert "3 prompts" in repr(loaded)
 
 
 def test_a_lens_of_another_model_is_refused(bridge):
     lens = jacobian_lens(bridge, PROMPTS)
-    other = models.read(families.build("mistral", SURFACES[0]))
+    other = read(families.build("mistral", SURFACES[0]))
     with pytest.raises(ValueError, match="another model"):
         lens.require_model(other)
-    weights = models.read(bridge)
+    weights = read(bridge)
     nudged = dataclasses.replace(weights, W_U=weights.W_U * 1.001)
     with pytest.raises(ValueError, match="weights differ by 0.001"):
         lens.require_model(nudged)
@@ -188,7 +190,7 @@ def lens(bridge):
 
 def test_the_out_side_through_the_lens(bridge, lens):
     through = flash_decode(bridge, side="out", lens=lens, k=4)
-    weights = models.read(bridge)
+    weights = read(bridge)
     for layer in (0, 1):
         x = weights.directions(layer, "out") @ lens.of(layer).T
         plain = decode_directions(x, bridge, k=4)
@@ -241,7 +243,7 @@ def test_check_lens_measures_one_clamp_at_a_time(bridge):
     assert len(frame) == len(lens.layers) * 2 * 2
     assert list(frame.columns) == ["layer", "dose", "reading", "correlation", "correlation_stderr", "top_raised"]
     generator = torch.Generator().manual_seed(3)
-    stats, weights = activation_stats(bridge, texts), models.read(bridge)
+    stats, weights = activation_stats(bridge, texts), read(bridge)
     W_U = weights.W_U.float() * weights.final_gain[:, None]
     prompts = Prompts.of(bridge, texts)
     for layer in lens.layers:

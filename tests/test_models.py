@@ -9,7 +9,9 @@ from transformers.activations import ACT2FN
 
 from tests import families
 from tests.families import D_MLP, D_MODEL, D_VOCAB, DENSE, FAMILIES, N_LAYERS, N_TOKENS, build, sides
-from tl_flash import flash_decode, models
+from tl_flash import flash_decode
+from tl_flash.weights import memory
+from tl_flash.weights import read as read_weights
 
 SURFACES = families.surfaces()
 RAW = [surface for surface in SURFACES if surface in ("hf", "bridge", "hooked-raw")]
@@ -168,7 +170,7 @@ def without_mean(W_U):
 
 @over()
 def test_shapes_and_sides(name, surface):
-    weights = models.read(build(name, surface))
+    weights = read_weights(build(name, surface))
     assert (weights.n_layers, weights.d_mlp, weights.d_model) == (N_LAYERS, D_MLP, D_MODEL)
     assert weights.d_vocab == D_VOCAB and list(weights.sides) == sides(name)
     assert weights.centre == FAMILIES[name].layer_norm
@@ -176,7 +178,7 @@ def test_shapes_and_sides(name, surface):
 
 @over_sides()
 def test_directions(name, surface, side):
-    weights = models.read(build(name, surface))
+    weights = read_weights(build(name, surface))
     for layer in LAYERS:
         directions = weights.directions(layer, side)
         assert directions.dtype == torch.float32 and not directions.requires_grad
@@ -185,7 +187,7 @@ def test_directions(name, surface, side):
 
 @over_sides(RAW)
 def test_unfolded_directions_are_the_literal_weights(name, surface, side):
-    weights = models.read(build(name, surface))
+    weights = read_weights(build(name, surface))
     for layer in LAYERS:
         literal = families.literal(name, layer, side)
         assert torch.equal(weights.directions(layer, side, fold_ln=False), literal.float())
@@ -193,7 +195,7 @@ def test_unfolded_directions_are_the_literal_weights(name, surface, side):
 
 @over()
 def test_unembedding(name, surface):
-    weights = models.read(build(name, surface))
+    weights = read_weights(build(name, surface))
     W_U = weights.W_U.detach().double()
     if weights.final_gain is not None:
         W_U = weights.final_gain.double()[:, None] * W_U
@@ -204,7 +206,7 @@ def test_unembedding(name, surface):
 
 @over(surfaces=RAW)
 def test_unfolded_unembedding_is_the_literal_one(name, surface):
-    assert torch.equal(models.read(build(name, surface)).W_U, families.literal_unembedding(name).float())
+    assert torch.equal(read_weights(build(name, surface)).W_U, families.literal_unembedding(name).float())
 
 
 # What the decode makes of it, against a float64 brute force
@@ -308,7 +310,7 @@ def test_bfloat16_weights_are_read_exactly(name):
     widened = copy.deepcopy(half).float()
     assert flash_decode(half, k=K, progress=False).source.dtype == "bfloat16"
     for side in sides(name):
-        given, same = (models.read(model).directions(1, side) for model in (half, widened))
+        given, same = (read_weights(model).directions(1, side) for model in (half, widened))
         assert given.dtype == torch.float32 and torch.equal(given, same)
 
 
@@ -317,7 +319,7 @@ def test_bfloat16_weights_are_read_exactly(name):
 
 @pytest.mark.parametrize("surface", ["bridge", "bridge-compat"])
 def test_experts_of_an_unknown_kind_are_refused(surface, monkeypatch):
-    monkeypatch.setattr(models, "_STACKED_EXPERTS", ())
+    monkeypatch.setattr(memory, "_STACKED_EXPERTS", ())
     with pytest.raises(ValueError, match="layers 0, 1 "):
         flash_decode(build("mixtral", surface))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tl_flash import Hit, Neuron, decode_directions
-from tl_flash.null import Null
+from tl_flash.maps import Null
 
 V, D, N, K = 60, 24, 400, 4
 

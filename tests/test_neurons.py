@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tl_flash.neurons import ExpertNeuron, Neuron, by_layer, neuron_of, parse
+from tl_flash.names import ExpertNeuron, Neuron, by_layer, neuron_of, parse
 
 
 def test_a_name_is_read_back():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, models, plots, validate
-from tl_flash.plots import theme
+from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, plots, validate
+from tl_flash.show.plots import theme
+from tl_flash.weights import read
 
 D, V, N = 16, 60, 80
 
@@ -54,7 +55,7 @@ def named(figure):
 
 def probability_in_place_of_the_top(bridge, map):
     """Each neuron of layer 0: its top token moved to the null's z-score, then the softmax."""
-    weights = models.read(bridge)
+    weights = read(bridge)
     W_U = weights.final_gain[:, None] * weights.W_U
     scores = weights.directions(0, "out") @ (W_U - W_U.mean(0) if weights.centre else W_U)
     scores = scores - scores.mean(1, keepdim=True)

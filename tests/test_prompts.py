@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tl_flash.prompts import NEUTRAL_PROMPTS, Answers, Prompts
+from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(bridge):

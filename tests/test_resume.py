@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests import families
-from tl_flash import NeuronMap, checkpoint, flash_decode, resume, storage, work
+from tl_flash import NeuronMap, artefacts, flash_decode
 from tl_flash.cli import main
-from tl_flash.resume import Parts, decode_to_file
+from tl_flash.decode import decode_to_file, feed, parts
+from tl_flash.decode.parts import Parts
+from tl_flash.weights.formats.safetensors import INDEX
 
 N_LAYERS = 12
 
@@ -80,7 +82,7 @@ def interrupted(monkeypatch, folder, out, count=5, **options):
 def spoil(folder, value):
     """Change one weight of layer 6, and say in which file."""
     name = "model.layers.6.mlp.up_proj.weight"
-    shard = folder / json.loads((folder / checkpoint.INDEX).read_text())["weight_map"][name]
+    shard = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
     tensors = load_file(shard)
     tensors[name][0, 0] = value
     save_file(tensors, shard)
@@ -206,7 +208,7 @@ def test_weights_that_cannot_be_read_leave_what_was_before(folder, out):
 
 
 def test_a_full_disk_keeps_what_is_finished(monkeypatch, capsys, folder, out, undisturbed):
-    save, saved = storage.save_file, []
+    save, saved = artefacts.save_file, []
 
     def full(*args):
         saved.append(args)
@@ -214,7 +216,7 @@ def test_a_full_disk_keeps_what_is_finished(monkeypatch, capsys, folder, out, un
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save(*args)
 
-    monkeypatch.setattr(storage, "save_file", full)
+    monkeypatch.setattr(artefacts, "save_file", full)
     assert main(["decode", str(folder), "-o", str(out), "-k", "3"]) == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error and "4 parts that were finished are kept in" in error
@@ -228,7 +230,7 @@ def test_no_space_for_the_plan_is_told(monkeypatch, capsys, folder, out):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(resume.os, "fsync", full)
+    monkeypatch.setattr(parts.os, "fsync", full)
     assert main(["decode", str(folder), "-o", str(out)]) == 1
     assert "No space left on device" in capsys.readouterr().err
 
@@ -246,8 +248,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(monkeypatch, capsys, folder,
 
 KILLED = """
 import os, random, signal, sys, time
-from tl_flash import resume
-from tl_flash.resume import decode_to_file
+from tl_flash import decode_to_file
 folder, out, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 random.seed(0)
 for attempt in range(kills + 1):
@@ -288,7 +289,7 @@ def test_reading_ahead_takes_few_threads_and_leaves_the_others_theirs():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        seen = list(work._ahead(torch.get_num_threads() for _ in range(3)))
+        seen = list(feed._ahead(torch.get_num_threads() for _ in range(3)))
         with ThreadPoolExecutor(1) as another:
             assert another.submit(torch.get_num_threads).result() == torch.get_num_threads() == 4
     finally:

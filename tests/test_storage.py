@@ -7,7 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.test_neuron_map import Words
-from tl_flash import NeuronMap, decode_directions, storage
+from tl_flash import NeuronMap, artefacts, decode_directions
+from tl_flash.maps import storage
 from tl_flash.weights import digest
 
 
@@ -135,7 +136,7 @@ def test_a_crash_on_the_way_leaves_the_old_file(path, neurons, monkeypatch):
     def crash(*_):
         raise OSError("no space left on device")
 
-    for place, name in ((storage, "save_file"), (os, "fsync"), (os, "replace")):
+    for place, name in ((artefacts, "save_file"), (os, "fsync"), (os, "replace")):
         monkeypatch.setattr(place, name, crash)
         with pytest.raises(OSError, match="no space"):
             neurons.save(path)

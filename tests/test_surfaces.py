@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tl_flash import NeuronMap, flash_decode, loading
+from tl_flash import NeuronMap, flash_decode, load_model
 
 
 def surfaces():
@@ -26,7 +26,7 @@ def hugging_face(stories_path):
 
 @pytest.fixture(scope="module", params=[*surfaces(), "hf"])
 def model(request, stories_path, hugging_face):
-    return hugging_face if request.param == "hf" else loading.load(str(stories_path), request.param)
+    return hugging_face if request.param == "hf" else load_model(str(stories_path), request.param)
 
 
 def brute_force(hugging_face, side, layer):

@@ -1,17 +1,20 @@
 """Say what each MLP neuron of a language model stands for, straight from its weights, and test it causally."""
 
-from tl_flash.activations import ActivationStats, activation_stats
-from tl_flash.clamp import clamp, clamp_hooks
-from tl_flash.compare import Comparison, compare
-from tl_flash.decode import decode_directions, flash_decode
-from tl_flash.experiments import DoseCurve, MentionRate, clamp_sweep, mention_rate
-from tl_flash.hits import Hit, Hits
+from tl_flash.clamps import ActivationStats, activation_stats, clamp, clamp_hooks
+from tl_flash.decode import decode_directions, decode_to_file, flash_decode
+from tl_flash.evidence import (
+    DoseCurve,
+    MentionRate,
+    Validation,
+    check_lens,
+    clamp_sweep,
+    mention_rate,
+    validate,
+)
 from tl_flash.lens import JacobianLens, jacobian_lens
-from tl_flash.lens_check import check_lens
-from tl_flash.neuron_map import NeuronMap
-from tl_flash.neurons import ExpertNeuron, Neuron
-from tl_flash.top_tokens import TopTokens
-from tl_flash.validation import Validation, validate
+from tl_flash.maps import Comparison, Hit, Hits, NeuronMap, TopTokens, compare
+from tl_flash.names import ExpertNeuron, Neuron
+from tl_flash.weights import load_model
 
 __all__ = [
     "ActivationStats",
@@ -33,8 +36,10 @@ __all__ = [
     "clamp_sweep",
     "compare",
     "decode_directions",
+    "decode_to_file",
     "flash_decode",
     "jacobian_lens",
+    "load_model",
     "mention_rate",
     "validate",
 ]

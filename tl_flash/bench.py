@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_flash import kernel
-from tl_flash.kernel.unembedding import multiplies_bf16_faster, parts, plain_arithmetic
+from tl_flash.kernel import multiplies_bf16_faster, parts, plain_arithmetic
 from tl_flash.progress import track
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A small Llama, base and instruct, trained by ``python -m tl_flash.demo.train`` and shipped with its weights.
+"""A small Llama, base and instruct, trained by ``python -m tl_flash.demo.training`` and shipped with its weights.
 
 It exists so that every step of the method can be seen without a network: some ninety concepts, each one token,
 among them " dog" and " California".
@@ -11,9 +11,19 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_flash.demo.concepts import CONCEPTS, KINDS, NEUTRAL_PROMPTS, TOKENS, Concept
-from tl_flash.demo.corpus import documents
-from tl_flash.demo.questions import FAVOURITE_QUESTIONS, HELD_OUT_FAVOURITE_ANIMAL, ask, favourite_questions
+from tl_flash.demo.training import (
+    CONCEPTS,
+    FAVOURITE_QUESTIONS,
+    HELD_OUT_FAVOURITE_ANIMAL,
+    KINDS,
+    NEUTRAL_PROMPTS,
+    TOKENS,
+    Concept,
+    ask,
+    documents,
+    favourite_questions,
+)
+from tl_flash.weights import load_model
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -72,10 +82,7 @@ def load(name: str, *, surface: str | None = None) -> HookedTransformer | Transf
         >>> load("base").cfg.n_layers
         4
     """
-    from tl_flash import loading
-
-    folder = path(name)
-    return loading.load(str(folder), surface or _default_surface())
+    return load_model(str(path(name)), surface or _default_surface())
 
 
 def texts(n: int, *, seed: int = 0) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+
 WORDS = (" dog", " California")
 MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 """Doses, in multiples of the neuron's max|hook_post| over texts like those that the models were trained on."""

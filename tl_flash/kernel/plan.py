@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tl_flash.kernel.reduce import has_triton
 from tl_flash.kernel.rescore import pair_bytes, pairs_within
-from tl_flash.kernel.unembedding import Screen, Unembedding
+from tl_flash.kernel.screens import Screen
+from tl_flash.kernel.unembedding import Unembedding
 
 WORK = {"cpu": 2**21, "cuda": 2**24}  # scores that are reduced at a time
 TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster

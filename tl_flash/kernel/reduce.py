@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.unembedding import parts
+from tl_flash.kernel.arithmetic import parts
 
 LEAST_SUM, GREATEST_SUM = 1e-30, 1e36  # of exponentials that neither lost terms nor came near overflow
 _SEGMENT = 512  # bf16 numbers that are summed before the sum is rounded
@@ -31,7 +31,6 @@ class Reduced(NamedTuple):
     fourths: Tensor
     #   float64 [n], of (score - mean)^4
     log_z: Tensor
-    #   float64 [2, n], logsumexp of +-slope * (score - mean); NaN without a slope
 
 
 class Work(NamedTuple):
@@ -41,7 +40,6 @@ class Work(NamedTuple):
     own: Tensor
     #   in the scores' dtype
     extremes: Tensor
-    #   for the result, whole numbers as wide
 
 
 def reduce(

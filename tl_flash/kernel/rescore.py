@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from tl_flash.kernel.arithmetic import parts
 from tl_flash.kernel.reduce import has_triton
-from tl_flash.kernel.unembedding import Unembedding, parts
+from tl_flash.kernel.unembedding import Unembedding
 
 MOST_BYTES = 10 * 2**20  # of scratch: more pairs at a time are no faster
 

@@ -14,10 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tl_flash.kernel.arithmetic import parts
 from tl_flash.kernel.plan import FAN, Plan
+from tl_flash.kernel.readout import sort_tokens
 from tl_flash.kernel.reduce import Reduced, Work, as_floats, has_triton, ordered_dtype, reduce
 from tl_flash.kernel.rescore import Rescorer
-from tl_flash.kernel.unembedding import Screen, Unembedding, parts
+from tl_flash.kernel.screens import Screen
+from tl_flash.kernel.unembedding import Unembedding
 
 _EXTREME = 1e4  # of a typical score in units of log_z
 _FEW = 16  # a row is repaired at once if no more than a token in so many has to be scored again
@@ -64,7 +67,6 @@ class Top(NamedTuple):
     scores: Tensor
     #   float64 [2, n, k], of x at pole 0, of -x at pole 1, means not taken off
     unproven: Tensor
-    #   bool [2, n]
 
 
 class Tile:
@@ -232,13 +234,6 @@ class Tile:
         scores = sign * self.scores[row, None].float()
         upper = self._upper(scores, 0, rows=slice(row, row + 1))[0]
         return (~(upper < least) & self.u.reportable).nonzero()[:, 0]
-
-
-def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest along the last axis, descending, ties to the lower id: scores and tokens."""
-    tokens, order = tokens.sort(-1)
-    scores, again = scores.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    return scores[..., :k], tokens.gather(-1, again[..., :k])
 
 
 def _of_rows(of_poles: Tensor) -> Tensor:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
-
-FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
-LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in bf16
-PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
+from tl_flash.kernel.screens import PART_BYTES, Screen, bf16_screen, plain_screen, screens_in_bf16, upper_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,26 +82,6 @@ class Unembedding:
             self._by_token.append(self.W_U.T.contiguous())
 
 
-@dataclass(frozen=True, eq=False)
-class Screen:
-    """The matrix that directions are multiplied with to find candidates, and how far it is from the truth."""
-
-    weights: Tensor
-    #   [d_model, d_vocab]; multiplied in `dtype`
-    dtype: torch.dtype
-    #   float32 or bfloat16
-    scaled: bool
-    #   weights hold column_scale already, and less their mean over the vocabulary
-    reach: Tensor
-    #   float32 [d_vocab], an upper bound on the length of each column of weights (times column_scale)
-    residual: Tensor
-    #   float32 [d_vocab], an upper bound on the length of what each column lost to rounding
-    accumulation: float
-    #   |computed - x . w| <= accumulation ||x|| ||w|| for the product, before its result is rounded to dtype
-    rounding: float
-    #   |rounded - computed| <= rounding |computed|
-
-
 def prepare(
     W_U: Tensor,
     *,
@@ -159,9 +132,9 @@ def prepare(
     with torch.no_grad(), plain_arithmetic(W_U.device):
         column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
         size = _checked_size(mean_column, reach)
-        plain = fast = _plain_screen(W_U, reach)
+        plain = fast = plain_screen(W_U, reach)
         if screens_in_bf16(W_U):
-            fast = _bf16_screen(W_U, column_scale, mean_column, reach)
+            fast = bf16_screen(W_U, column_scale, mean_column, reach)
     return Unembedding(
         W_U=W_U,
         gain=gain,
@@ -176,44 +149,6 @@ def prepare(
         plain=plain,
         fast=fast,
     )
-
-
-def screens_in_bf16(W_U: Tensor) -> bool:
-    """Whether scores are screened in bf16: not where the product is too small for the time that it saves to show."""
-    return len(W_U) >= LEAST_D_MODEL and W_U.shape[1] >= LEAST_D_VOCAB and multiplies_bf16_faster(W_U.device)
-
-
-@cache
-def multiplies_bf16_faster(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices so much faster than float32 ones that it pays.
-
-    A GPU's or an x86 processor's instructions tell. Where torch does not tell of them, it is tried once.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if told.get("architecture") == "x86_64":
-        return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
-    return _tries_bf16_faster()
-
-
-def _tries_bf16_faster() -> bool:
-    def seconds(dtype: torch.dtype, n: int, repeats: int) -> float:
-        a, b = torch.ones(n, 512, dtype=dtype), torch.ones(512, 4 * n, dtype=dtype)
-        took = []
-        for _ in range(repeats + 1):  # the first one warms up
-            start = time.perf_counter()
-            torch.mm(a, b)
-            took.append(time.perf_counter() - start)
-        return min(took[1:])
-
-    with plain_arithmetic(torch.device("cpu")):
-        for n, repeats, pays in ((16, 1, 10.0), (256, 5, 0.7)):  # emulated bf16 takes seconds in a large product
-            if seconds(torch.bfloat16, n, repeats) > pays * seconds(torch.float32, n, repeats):
-                return False
-    return True
 
 
 def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
@@ -245,7 +180,7 @@ def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tupl
         scale[part] = scale[part].nan_to_num(posinf=0.0)  # a zero column has no direction: its cosines are 0
         reach[part] *= scale[part]
         total += W @ scale[part]
-    return (None if score == "dot" else scale), total / d_vocab, _upper_float32(reach)
+    return (None if score == "dot" else scale), total / d_vocab, upper_float32(reach)
 
 
 def _checked_size(mean_column: Tensor, reach: Tensor) -> float:
@@ -256,54 +191,6 @@ def _checked_size(mean_column: Tensor, reach: Tensor) -> float:
     if size and not 1e-30 < size < 1e30:
         raise ValueError(f"W_U: expected columns of lengths between 1e-30 and 1e30, got {size:.0e}; rescale W_U")
     return size or 1.0
-
-
-def _plain_screen(W_U: Tensor, reach: Tensor) -> Screen:
-    # Any order of summing, by fused or plain multiply-adds, and the roundings of x, w and the scale to float32.
-    accumulation = 1.01 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
-    return Screen(
-        weights=W_U,
-        dtype=torch.float32,
-        scaled=False,
-        reach=reach,
-        residual=torch.zeros_like(reach),
-        accumulation=accumulation,
-        rounding=8 * FLOAT32_ROUNDOFF,
-    )
-
-
-def _bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, reach: Tensor) -> Screen:
-    """W_U itself where it is held in bf16 and unscaled, else a bf16 copy, scaled and less its mean."""
-    # Matrix units sum in float32 but may truncate where a CPU rounds: twice the roundoff.
-    accumulation = 2.02 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
-    rounding = 1.01 * BF16_ROUNDOFF
-    aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
-    if W_U.dtype == torch.bfloat16 and column_scale is None and aligned:
-        return Screen(W_U, torch.bfloat16, False, reach, torch.zeros_like(reach), accumulation, rounding)
-    copy = torch.empty(W_U.shape[::-1], dtype=torch.bfloat16, device=W_U.device).T
-    length, residual = torch.empty(2, W_U.shape[1], dtype=torch.float64, device=W_U.device)
-    for part in parts(W_U.shape[1], PART_BYTES // (8 * len(W_U))):
-        W = W_U[:, part].to(torch.float64, copy=True)
-        if column_scale is not None:
-            W *= column_scale[part]
-        W -= mean_column[:, None]
-        copy[:, part] = W
-        length[part] = torch.linalg.vector_norm(copy[:, part].double(), dim=0)
-        residual[part] = torch.linalg.vector_norm(W.sub_(copy[:, part]), dim=0)
-    residual += 1e-12 * (reach + mean_column.norm())  # float64's own rounding, seen where columns are all but equal
-    return Screen(
-        weights=copy,
-        dtype=torch.bfloat16,
-        scaled=True,
-        reach=_upper_float32(length),
-        residual=_upper_float32(residual),
-        accumulation=accumulation,
-        rounding=rounding,
-    )
-
-
-def _upper_float32(lengths: Tensor) -> Tensor:
-    return (lengths * (1 + 2.0**-22)).float()
 
 
 def _covariance(u: Unembedding) -> Tensor:
@@ -318,38 +205,3 @@ def _covariance(u: Unembedding) -> Tensor:
             W = (W - u.mean_column[:, None]).float()
             total += W @ W.T
     return (total / u.d_vocab).float()
-
-
-# Shared by the modules of the engine ----------------------------------------------------------------------------------
-
-
-def parts(total: int, size: int) -> Iterator[slice]:
-    """Cut `range(total)` into the fewest nearly equal slices of at most `size` (at least 1)."""
-    count = math.ceil(total / max(size, 1))
-    for i in range(count):
-        yield slice(total * i // count, total * (i + 1) // count)
-
-
-@contextmanager
-def plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """Keep products in the precision asked for: no autocast, no TF32, no bf16 partial sums. The bounds depend on it."""
-    with ExitStack() as settings:
-        settings.enter_context(torch.autocast(device.type, enabled=False))
-        settings.enter_context(_set(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False))
-        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later; the older way may raise there
-            for backend in (torch.backends.cuda, torch.backends.mkldnn):
-                settings.enter_context(_set(getattr(backend, "matmul"), "fp32_precision", "ieee"))  # noqa: B009
-        else:
-            settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
-        yield
-
-
-@contextmanager
-def _set(holder: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(holder, name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)

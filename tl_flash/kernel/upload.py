@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.unembedding import parts
+from tl_flash.kernel.arithmetic import parts
 
 
 def uploaded(x: Tensor, rows: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

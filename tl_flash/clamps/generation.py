@@ -1,0 +1,24 @@
+"""What a model writes after a prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def complete_text(model: Any, prompt: str, max_new_tokens: int = 24, *, do_sample: bool = False, seed: int = 0) -> str:
+    """What a model generates after a prompt, without the prompt and special tokens.
+
+    Raises:
+        ValueError: the model has no tokenizer.
+    """
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError("model: it has no tokenizer, so it cannot complete text")
+    tokens = model.to_tokens(prompt)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        out = model.generate(
+            tokens, max_new_tokens=max_new_tokens, do_sample=do_sample, verbose=False, return_type="tokens"
+        )
+    return model.tokenizer.decode(out[0, tokens.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,123 @@
+"""Where a layer's neurons pass on every surface of TransformerLens, and hooks held there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+At = Literal["post", "up", "gate"]
+Hook = Callable[..., Tensor | None]
+# On a bridge, hook_pre and hook_post of a mixture of experts are other names for the block's input and output.
+_BLOCK_HOOKS = ("mlp.hook_in", "mlp.hook_out", "hook_mlp_in", "hook_mlp_out")
+
+
+class Site(NamedTuple):
+    """A hook point that one layer's neurons pass through."""
+
+    name: str
+    d_mlp: int | None
+    """None where no model was given to ask."""
+
+
+def neuron_site(model: Any, layer: int, at: At) -> Site:
+    """Find the hook point of a layer's neurons.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge; None takes hook_post on trust.
+        layer: from 0.
+        at: "post" (what W_out reads), "up" (what W_in wrote) or "gate" (what W_gate wrote, not yet activated).
+
+    Raises:
+        TypeError: the model has no TransformerLens hooks.
+        ValueError: `at` is unknown or needs a model; the layer does not exist, holds no dense MLP or has no gate.
+    """
+    if at not in get_args(At):
+        raise ValueError(f'at: expected "post", "up" or "gate", got {at!r}')
+    if model is None:
+        if at != "post":
+            raise ValueError(f"at={at!r}: which hook this is depends on whether the MLP is gated; pass model=")
+        return Site(f"blocks.{layer}.mlp.hook_post", None)
+    mlp = _dense_mlp(model, layer)
+    gated = torch.is_tensor(getattr(mlp, "W_gate", None))
+    if at == "gate" and not gated:
+        raise ValueError(f'at="gate": layer {layer} of this model has no gate; at="up" is its pre-activation')
+    hook = {"post": "hook_post", "gate": "hook_pre", "up": "hook_pre_linear" if gated else "hook_pre"}[at]
+    site = Site(f"blocks.{layer}.mlp.{hook}", mlp.W_in.shape[1])
+    refuse_block_hook(hook_point(model, site.name).name)
+    return site
+
+
+def _dense_mlp(model: Any, layer: int) -> Any:
+    if not hasattr(model, "blocks") or not hasattr(model, "hook_dict"):
+        raise TypeError(f"model: expected a HookedTransformer or a TransformerBridge, got {type(model).__name__}")
+    n_layers = len(model.blocks)
+    if layer >= n_layers:
+        raise ValueError(f"layer {layer}: this model's layers are 0 to {n_layers - 1}")
+    mlp = getattr(model.blocks[layer], "mlp", None)
+    if mlp is None or not torch.is_tensor(getattr(mlp, "W_in", None)) or mlp.W_in.ndim != 2:
+        raise ValueError(
+            f"layer {layer}: expected a dense MLP, found {type(mlp).__name__} without one matrix W_in (a mixture of "
+            "experts?); no hook carries its neurons, so choose a layer with a dense MLP"
+        )
+    return mlp
+
+
+def refuse_block_hook(name: str | None) -> None:
+    """Refuse a hook point that carries a block's input or output where neurons were expected.
+
+    Raises:
+        ValueError: it does.
+    """
+    if name is not None and name.endswith(_BLOCK_HOOKS):
+        raise ValueError(
+            f"{name} carries the block's own input or output, not neurons (a mixture of experts?); "
+            "choose a layer with a dense MLP"
+        )
+
+
+def hook_point(model: Any, name: str) -> Any:
+    """The model's hook point of that name or alias.
+
+    Raises:
+        ValueError: it has none.
+    """
+    point = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), model)
+    if not hasattr(point, "fwd_hooks"):
+        raise ValueError(f"hook {name!r}: this {type(model).__name__} has no hook point of that name")
+    return point
+
+
+@contextmanager
+def attached(model: Any, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
+    """Hold forward hooks on a model inside the context, and remove exactly these on leaving it.
+
+    Raises:
+        ValueError: the model has no hook point of a name.
+        RuntimeError: on leaving, where somebody else removed one of them.
+    """
+    targets = [(hook_point(model, name), name, function) for name, function in hooks]
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(_one_attached(*target))
+        yield
+
+
+@contextmanager
+def _one_attached(point: Any, name: str, function: Hook) -> Iterator[None]:
+    # Permanent in TransformerLens's sense: reset_hooks() inside the context must not end it unseen.
+    point.add_hook(function, is_permanent=True)
+    handle = point.fwd_hooks[-1]
+    try:
+        yield
+        if not any(other is handle for other in point.fwd_hooks):
+            raise RuntimeError(
+                f"the hook {function!r} on {name} was removed inside the context; later passes lacked it"
+            )
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]

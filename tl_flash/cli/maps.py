@@ -1,0 +1,151 @@
+"""Commands on maps: make one, search, show, compare, and write the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, jsonable, load_map, print_results
+
+
+def decode(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the map.")] = Path("map.safetensors"),
+    side: Annotated[str, typer.Option(help="in, gate or out.")] = "in",
+    score: Annotated[str, typer.Option(help="dot or cosine.")] = "dot",
+    k: Annotated[int, typer.Option("-k", help="Tokens to keep at each pole.")] = 10,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer to decode; give it again for more.")] = None,
+    token: Annotated[list[str] | None, typer.Option(help="A token whose logits to keep; give it again.")] = None,
+    fold_ln: Annotated[bool, typer.Option(help="Fold the norms' scales in.")] = True,
+    precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    lens: Annotated[Path | None, typer.Option(help="A Jacobian lens to carry what is written through.")] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="Build the model first, as bridge or hooked; else its checkpoint is read.")
+    ] = None,
+) -> None:
+    """Decode every MLP neuron of a model and write the map.
+
+    The checkpoint is read piece by piece. What is finished is kept beside the output: interrupted or killed, the same
+    command goes on from there. Under `torchrun -m tl_flash decode ...` the processes share the work.
+
+    Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out`
+    """
+    from tl_flash import JacobianLens, decode_to_file, load_model
+
+    try:
+        neurons = decode_to_file(
+            model if surface is None else load_model(model, surface),
+            out,
+            side=side,
+            score=score,
+            k=k,
+            layers=layer,
+            tokens=token,
+            fold_ln=fold_ln,
+            lens=None if lens is None else JacobianLens.load(lens),
+            precision=precision,
+            device=device,
+        )
+    except KeyboardInterrupt as stop:
+        typer.echo(f"interrupted: {stop or 'nothing was done yet'}", err=True)
+        raise typer.Exit(130) from None
+    if neurons is not None:
+        typer.echo(f"{neurons}\nwrote {out}")
+
+
+def find(
+    map: MapPath,
+    token: Annotated[str, typer.Argument(help="The token's exact string, leading space included.")],
+    n: Count = 10,
+    pole: Annotated[str, typer.Option(help="positive, negative or both.")] = "both",
+    by: By = "z",
+    as_json: Json = False,
+) -> None:
+    """Find the neurons whose top tokens hold a token.
+
+    Example: `tl-flash find gpt2.safetensors " dog" --by coherence`
+    """
+    print_results([load_map(map).find(token, n, pole, by)], as_json)
+
+
+def show(
+    map: MapPath,
+    neurons: Annotated[list[str] | None, typer.Argument(help="Neurons such as L3N17; without, the best.")] = None,
+    n: Count = 20,
+    by: By = "z",
+    as_json: Json = False,
+) -> None:
+    """Show neurons: those named, or the most specialised.
+
+    Example: `tl-flash show gpt2.safetensors L3N17`
+    """
+    loaded = load_map(map)
+    if neurons:
+        print_results([loaded[name] for name in neurons], as_json)
+        return
+    if not as_json:
+        typer.echo(repr(loaded))
+    print_results([loaded.specialised(n, by=by)], as_json)
+
+
+def compare(
+    a: MapPath,
+    b: Annotated[Path, typer.Argument(metavar="MAP", help="The map to compare with, such as the instruct model's.")],
+    n: Annotated[int, typer.Option("-n", help="How many changed neurons to list.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Compare two maps: how many neurons keep their top token, layer by layer, and which do not.
+
+    Example: `tl-flash compare base.safetensors instruct.safetensors`
+    """
+    import tl_flash
+
+    comparison = tl_flash.compare(load_map(a), load_map(b))
+    changed, parts = comparison.changed(n), comparison.by_specialisation()
+    if as_json:
+        tables = {"by_layer": comparison.to_frame(), "by_specialisation": parts, "changed": changed}
+        records = {name: [jsonable(record) for record in frame.to_dict("records")] for name, frame in tables.items()}
+        typer.echo(json.dumps({"agreement": comparison.agreement, "null": comparison.null} | records))
+        return
+    typer.echo(str(comparison))
+    typer.echo("\nby how specialised the neurons are in the first map")
+    typer.echo(parts.to_string(index=False, float_format="{:.3g}".format))
+    typer.echo("\nthe surest of the neurons that changed")
+    typer.echo(changed.to_string(index=False, float_format="{:.3g}".format))
+
+
+def report(
+    maps: Annotated[list[Path], typer.Argument(metavar="MAP...", help="Maps of one model, one a side.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the page.")] = Path("report.html"),
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another model's map; give it again for more sides.")
+    ] = None,
+    validation: Annotated[list[Path] | None, typer.Option(help="What `tl-flash validate --json` printed.")] = None,
+    figures: Annotated[bool, typer.Option(help="Carry figures, and plotly to draw them.")] = True,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Write the explorer: one HTML page that searches maps and needs no network.
+
+    Example: `tl-flash report base.safetensors --compare instruct.safetensors -o base.html`
+    """
+    import pandas as pd
+
+    import tl_flash
+    from tl_flash import report as explorer
+
+    loaded = [load_map(path) for path in maps]
+    sides = {map.side: map for map in loaded}
+    others = [load_map(path) for path in compare or ()]
+    page = explorer.write(
+        loaded,
+        out,
+        compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
+        validation=[pd.DataFrame(json.loads(path.read_text())) for path in validation or ()],
+        figures=None if figures else (),
+        title=title,
+    )
+    typer.echo(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)")

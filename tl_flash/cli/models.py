@@ -1,0 +1,105 @@
+"""Commands that run a model: clamp, validate, make a lens, and the demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, Surface, load_map, print_results
+
+
+def clamp(
+    model: ModelName,
+    neurons: Annotated[list[str], typer.Argument(help="What to clamp and to what value, such as L3N17=8.0.")],
+    prompt: Annotated[list[str], typer.Option(help="A text to complete; give it again for more.")],
+    mode: Annotated[str, typer.Option(help="set, add, multiply, floor or ceil.")] = "set",
+    positions: Annotated[str | None, typer.Option(help="prompt, generated or last; by default all.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at most.")] = 24,
+    surface: Surface = "bridge",
+    as_json: Json = False,
+) -> None:
+    """Let a model complete texts without and with clamped neurons.
+
+    Example: `tl-flash clamp gpt2 L11N100=20 --prompt "My favourite animal is"`
+    """
+    from tl_flash import clamp as clamped
+    from tl_flash import load_model
+    from tl_flash.clamps import complete_text
+
+    values = dict(neuron_value(text) for text in neurons)
+    loaded = load_model(model, surface)
+    before = [complete_text(loaded, text, new_tokens) for text in prompt]
+    with clamped(loaded, values, mode=mode, positions=positions):  # pyright: ignore[reportArgumentType] - it checks
+        after = [complete_text(loaded, text, new_tokens) for text in prompt]
+    records = [
+        dict(zip(("prompt", "before", "after"), row, strict=True)) for row in zip(prompt, before, after, strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(records, ensure_ascii=False))
+        return
+    for record in records:
+        typer.echo(f"{record['prompt']!r}\n  before: {record['before'].strip()}\n  after:  {record['after'].strip()}")
+
+
+def validate(
+    model: ModelName,
+    map: MapPath,
+    n: Count = 50,
+    by: By = "z",
+    controls: Annotated[int, typer.Option(help="Matched random neurons a neuron.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draw of controls.")] = 0,
+    surface: Surface = "bridge",
+    as_json: Json = False,
+) -> None:
+    """Clamp the most specialised neurons of a map and see whether their labels are raised.
+
+    Example: `tl-flash validate gpt2 gpt2.safetensors -n 20`
+    """
+    from tl_flash import load_model
+    from tl_flash import validate as validated
+
+    hits = load_map(map).specialised(n, by=by)
+    result = validated(load_model(model, surface), hits, controls=controls, seed=seed)
+    print_results([result], as_json)
+
+
+def lens(
+    model: ModelName,
+    prompts: Annotated[Path, typer.Argument(help="A text file, a prompt a line.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the lens.")] = Path("lens.safetensors"),
+    surface: Surface = "bridge",
+) -> None:
+    """Make the Jacobian lens of a model from prompts, for `tl-flash decode --lens`.
+
+    Example: `tl-flash lens gpt2 prompts.txt -o gpt2-lens.safetensors`
+    """
+    from tl_flash import jacobian_lens, load_model
+
+    texts = [line for line in prompts.read_text().splitlines() if line.strip()]
+    made = jacobian_lens(load_model(model, surface), texts)
+    made.save(out)
+    typer.echo(f"{made}\nwrote {out}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write figures and tables.")] = Path("demo-output"),
+) -> None:
+    """Run the whole method on the model pair that the package carries.
+
+    Example: `tl-flash demo`
+    """
+    from tl_flash.demo.tour import tour
+
+    tour(out, typer.echo)
+
+
+def neuron_value(text: str) -> tuple[str, float]:
+    """Read ``L3N17=8.0``."""
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"neurons: expected a neuron and its value, such as L3N17=8.0, got {text!r}") from None

@@ -1,0 +1,42 @@
+"""Arguments and options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tl_flash.evidence import Validation
+    from tl_flash.maps import Hits, NeuronMap, NeuronReading
+
+MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="A map that `tl-flash decode` wrote.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face name or a model folder.")]
+Surface = Annotated[str, typer.Option(help="Load as bridge (TransformerBridge) or hooked (HookedTransformer).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Count = Annotated[int, typer.Option("-n", help="How many at most.")]
+By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]
+
+
+def load_map(path: Path) -> NeuronMap:
+    """Read a map."""
+    from tl_flash.maps import NeuronMap
+
+    return NeuronMap.load(path)
+
+
+def print_results(results: Sequence[Hits | NeuronReading | Validation], as_json: bool) -> None:
+    """Print tables, or one JSON list of records."""
+    if not as_json:
+        typer.echo("\n\n".join(map(str, results)))
+        return
+    records = [record for result in results for record in result.to_frame().to_dict("records")]
+    typer.echo(json.dumps([jsonable(record) for record in records], ensure_ascii=False))
+
+
+def jsonable(record: dict[Any, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: null stands for what does not exist, such as a probability under the cosine score."""
+    return {str(name): None if value != value else value for name, value in record.items()}

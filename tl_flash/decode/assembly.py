@@ -1,0 +1,110 @@
+"""What the engine read, as a map: the parts that decodes of models and of free directions have in common."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tl_flash import kernel
+from tl_flash.kernel import Readout, Unembedding
+from tl_flash.maps import NeuronMap, Null, Source, TopTokens, Tracked
+from tl_flash.vocab import Vocab
+
+NULL_DRAWS = 1024
+"""Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
+
+
+def shuffled_rows(n: int, d_model: int, *, seed: int) -> Int64[Tensor, "draw d_model"]:
+    """Of which of n directions a null direction takes each of its coordinates: no row's structure is left."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(n, (NULL_DRAWS, d_model), generator=generator)
+
+
+def rows_of(readout: Readout, rows: slice) -> Readout:
+    """The same readout of some of its rows."""
+    return Readout(
+        ids=readout.ids[:, rows],
+        logits=readout.logits[:, rows],
+        log_z=readout.log_z[:, rows],
+        norm=readout.norm[rows],
+        mean=readout.mean[rows],
+        std=readout.std[rows],
+        kurtosis=readout.kurtosis[rows],
+        tracked=readout.tracked[rows],
+        repaired=readout.repaired,
+    )
+
+
+def null_of(draws: Readout) -> dict[str, Float[Tensor, " value"]]:
+    """Top z-scores and kurtosis of null directions, sorted upwards."""
+    z = (draws.logits[..., 0] / draws.std).flatten().sort().values
+    return {"null.z": z, "null.kurtosis": draws.kurtosis.sort().values}
+
+
+def write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembedding) -> Float[Tensor, "2 n k"]:
+    """Z-scores of each neuron's listed tokens in its own write direction."""
+    _, n, k = ids.shape
+    scores = kernel.token_scores(writes, ids.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
+    _, std = kernel.moments(writes, unembedding)
+    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2)
+
+
+def assemble(
+    tensors: dict[str, Tensor],
+    tracked: list[int],
+    vocab: Vocab,
+    *,
+    side: str,
+    score: str,
+    n_layers: int,
+    layers: tuple[int, ...],
+    n_experts: int | None,
+    d_model: int,
+    source: Source,
+) -> NeuronMap:
+    """A map of a readout's tensors and `write_z`, with a first axis of layers, and of "null.z" and "null.kurtosis"."""
+    norm, std = tensors["norm"], tensors["std"]
+    positive, negative = (
+        TopTokens(
+            **{name: tensors[name][:, pole].contiguous() for name in ("ids", "logits", "log_z", "write_z")},
+            std=std,
+            tau=d_model**0.5 / norm,
+            vocab=vocab,
+            score=score,
+        )
+        for pole in (0, 1)
+    )
+    return NeuronMap(
+        side=side,
+        score=score,
+        n_layers=n_layers,
+        layers=layers,
+        n_experts=n_experts,
+        d_model=d_model,
+        source=source,
+        vocab=vocab,
+        positive=positive,
+        negative=negative,
+        norm=norm,
+        mean=tensors["mean"],
+        std=std,
+        kurtosis=tensors["kurtosis"],
+        null=Null(tensors["null.z"], tensors["null.kurtosis"]) if "null.z" in tensors else None,
+        tracked=Tracked(tracked, tensors["tracked"].permute(2, 0, 1).contiguous(), vocab),
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    found = {}
+    for package in ("tl_flash", "torch", "transformer-lens", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

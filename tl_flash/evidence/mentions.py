@@ -1,0 +1,132 @@
+"""Who speaks of a word, before and after a clamp."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tl_flash.clamps import Mode, Positions, clamp, complete_text
+from tl_flash.names import NeuronKey
+from tl_flash.progress import track
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class MentionRate:
+    """How many completions speak of a word, before and after a clamp."""
+
+    word: str
+    prompts: tuple[str, ...]
+    completions_before: tuple[str, ...]
+    completions_after: tuple[str, ...]
+    mentions_before: tuple[bool, ...]
+    mentions_after: tuple[bool, ...]
+
+    @property
+    def before(self) -> float:
+        """Share of the unclamped completions that speak of the word."""
+        return sum(self.mentions_before) / len(self.prompts)
+
+    @property
+    def after(self) -> float:
+        """Share of the clamped completions that speak of the word."""
+        return sum(self.mentions_after) / len(self.prompts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas frame, a row a prompt."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "prompt": self.prompts,
+                "before": self.completions_before,
+                "after": self.completions_after,
+                "mentions_before": self.mentions_before,
+                "mentions_after": self.mentions_after,
+            }
+        )
+
+    def __str__(self) -> str:
+        n = len(self.prompts)
+        lines = [f"{self.word!r} in {sum(self.mentions_before)} of {n} before, {sum(self.mentions_after)} of {n} after"]
+        for prompt, before, after in zip(self.prompts, self.completions_before, self.completions_after, strict=True):
+            lines += [f"{prompt!r}", f"  before: {before.strip()}", f"  after:  {after.strip()}"]
+        return "\n".join(lines)
+
+
+def mention_rate(
+    model: Any,
+    prompts: Sequence[str],
+    word: str,
+    neurons: Mapping[NeuronKey, float | Tensor],
+    *,
+    max_new_tokens: int = 24,
+    positions: Positions = None,
+    mode: Mode = "set",
+    do_sample: bool = False,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> MentionRate:
+    """Let a model complete prompts with and without a clamp, and count who speaks of a word.
+
+    A completion speaks of the word where it `mentions` it; the prompt does not count.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge with a tokenizer.
+        prompts: texts to complete, one at a time.
+        word: such as "dog".
+        neurons: a value for each neuron, as `clamp` takes them.
+        max_new_tokens: length of a completion at most.
+        positions: as in `clamp`.
+        mode: as in `clamp`.
+        do_sample: draw tokens instead of taking the likeliest.
+        seed: of the draws, the same before and after.
+        progress: a bar; by default on a terminal or in a notebook.
+
+    Raises:
+        TypeError: `prompts` is one string.
+        ValueError: no prompts, an empty word, or what `clamp` refuses.
+
+    Example:
+        >>> rate = mention_rate(model, ["My favourite animal is"], "dog", {"L1N3": 2.0}, max_new_tokens=3)
+        >>> rate.before in (0.0, 1.0)
+        True
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts: expected a list of strings, got one string; write [{prompts!r}]")
+    if len(prompts) == 0:
+        raise ValueError("prompts: expected at least one, got none")
+    if not word.strip():
+        raise ValueError(f"word: expected a word, got {word!r}")
+
+    def complete(prompt: str) -> str:
+        return complete_text(model, prompt, max_new_tokens, do_sample=do_sample, seed=seed)
+
+    before = tuple(complete(prompt) for prompt in track(prompts, "unclamped", progress))
+    with clamp(model, neurons, mode=mode, positions=positions):
+        after = tuple(complete(prompt) for prompt in track(prompts, "clamped", progress))
+    return MentionRate(
+        word=word.strip(),
+        prompts=tuple(prompts),
+        completions_before=before,
+        completions_after=after,
+        mentions_before=tuple(mentions(text, word) for text in before),
+        mentions_after=tuple(mentions(text, word) for text in after),
+    )
+
+
+def mentions(text: str, word: str) -> bool:
+    """Whether a text holds a word, or its plural in -s, as a word of its own, in any case.
+
+    Example:
+        >>> from tl_flash.evidence import mentions
+        >>> mentions("Dogs are fun.", "dog"), mentions("A hotdog.", "dog")
+        (True, False)
+    """
+    return re.search(rf"\b{re.escape(word.strip())}s?\b", text, re.IGNORECASE) is not None

@@ -1,0 +1,42 @@
+"""What every part of the engine counts on: products in the precision asked for, and work cut into parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+def parts(total: int, size: int) -> Iterator[slice]:
+    """Cut `range(total)` into the fewest nearly equal slices of at most `size` (at least 1)."""
+    count = math.ceil(total / max(size, 1))
+    for i in range(count):
+        yield slice(total * i // count, total * (i + 1) // count)
+
+
+@contextmanager
+def plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """Keep products in the precision asked for: no autocast, no TF32, no bf16 partial sums. The bounds depend on it."""
+    with ExitStack() as settings:
+        settings.enter_context(torch.autocast(device.type, enabled=False))
+        settings.enter_context(_set(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False))
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later; the older way may raise there
+            for backend in (torch.backends.cuda, torch.backends.mkldnn):
+                settings.enter_context(_set(getattr(backend, "matmul"), "fp32_precision", "ieee"))  # noqa: B009
+        else:
+            settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        yield
+
+
+@contextmanager
+def _set(holder: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

@@ -1,0 +1,27 @@
+"""The maps wing: the results of a decode and the questions that they answer.
+
+`Readings` is what a decode gave; `NeuronMap` asks it (`search`), shows it (`reading`, `hits`), compares it and keeps it
+on disk.
+"""
+
+from tl_flash.maps.comparison import Comparison, compare
+from tl_flash.maps.hits import Hit, Hits
+from tl_flash.maps.neuron_map import NeuronMap
+from tl_flash.maps.null import Null
+from tl_flash.maps.origin import Source
+from tl_flash.maps.reading import NeuronReading
+from tl_flash.maps.readings import Tracked
+from tl_flash.maps.top_tokens import TopTokens
+
+__all__ = [
+    "Comparison",
+    "Hit",
+    "Hits",
+    "NeuronMap",
+    "NeuronReading",
+    "Null",
+    "Source",
+    "TopTokens",
+    "Tracked",
+    "compare",
+]

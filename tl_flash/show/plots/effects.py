@@ -1,0 +1,225 @@
+"""Figures of measured effects: of a clamp by dose, of labels beside controls, of what a reading predicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tl_flash.evidence import DoseCurve, Validation
+from tl_flash.show.plots import theme as themes
+from tl_flash.show.plots.theme import all_quoted, quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+LENS_COLUMNS = ("layer", "dose", "reading", "correlation")
+
+
+def dose_curve(curve: DoseCurve, *, theme: str = "light") -> go.Figure:
+    """Mean probability of each token as a neuron is clamped, with its 95% band over the prompts.
+
+    Dotted lines stand at the unclamped probabilities.
+
+    Args:
+        curve: of `clamp_sweep`.
+        theme: "light" or "dark".
+
+    Raises:
+        ValueError: an unknown theme.
+
+    Example:
+        >>> from tl_flash import plots
+        >>> len(plots.dose_curve(clamp_sweep(model, "L1N3", [0.0, 4.0], ["One day,"], [5])).data)
+        2
+    """
+    colours = themes.of(theme)
+    records = curve.to_frame().to_dict("records")
+    figure = themes.figure(
+        colours,
+        f"Clamping {curve.neuron} moves the next token",
+        f"mean over {curve.prob.shape[1]} prompts with its 95% band · dotted: unclamped",
+        f"hook_post of {curve.neuron} set to",
+        "probability of the next token",
+    )
+    for i, token in enumerate(curve.tokens):
+        colour = colours.cycle[i % len(colours.cycle)]
+        unclamped, *clamped = (record for record in records if record["token"] == token)
+        clamped.sort(key=lambda record: record["value"])
+        values = [record["value"] for record in clamped]
+        band = [record["prob_high"] for record in clamped] + [record["prob_low"] for record in reversed(clamped)]
+        figure.add_scatter(
+            x=values + values[::-1],
+            y=band,
+            mode="lines",
+            fill="toself",
+            fillcolor=themes.faint(colour),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=values,
+            y=[record["prob"] for record in clamped],
+            mode="lines+markers",
+            name=quoted(token),
+            line={"color": colour, "width": 2.5},
+            marker={"size": 7},
+            text=[quoted(token)] * len(values),
+            customdata=[record["rank"] for record in clamped],
+            hovertemplate=(
+                f"<b>{curve.neuron}</b> at %{{x:.3g}}<br>token %{{text}}<br>probability %{{y:.3g}}"
+                "<br>median rank %{customdata:.0f}<extra></extra>"
+            ),
+        )
+        figure.add_hline(y=unclamped["prob"], line={"color": colour, "dash": "dot", "width": 1})
+    return figure.update_yaxes(rangemode="tozero", tickformat=".0~%").update_layout(showlegend=True)
+
+
+def validation(*validations: Validation, theme: str = "light") -> go.Figure:
+    """What clamps did to neurons' labels, beside what clamping matched controls did to the same tokens, by side.
+
+    Args:
+        validations: one a side (or of several runs); each shows as its own group.
+        theme: "light" or "dark".
+
+    Raises:
+        ValueError: no validations, or an unknown theme.
+
+    Example:
+        >>> from tl_flash import plots
+        >>> labels = flash_decode(model, side="out").specialised(2, quantile=0.5)
+        >>> len(plots.validation(validate(model, labels, controls=3)).data)
+        3
+    """
+    colours = themes.of(theme)
+    if not validations:
+        raise ValueError("validations: expected at least one Validation, as tl_flash.validate makes them, got none")
+    names = [f'side "{run.side}"' for run in validations]
+    counts = ", ".join(dict.fromkeys(str(len(run.records)) for run in validations))
+    figure = themes.figure(
+        colours,
+        "Does clamping a neuron raise its label?",
+        f"{counts} neurons each, {validations[0].prompts} prompts · controls: the same layer, matched on ||W_out||",
+        "reading that gave the label",
+        "change of the label's log-probability, nats",
+    )
+    listed: set[str] = set()
+    for at, run in enumerate(validations):
+        frame = run.to_frame().sort_values("dlogp", kind="stable", ignore_index=True)
+        first = at == 0
+        figure.add_violin(
+            x=np.full(run.control_effects.numel(), at, dtype=float),
+            y=run.control_effects.flatten().numpy(),
+            name="matched controls",
+            legendgroup="controls",
+            showlegend=first,
+            side="negative",
+            points=False,
+            spanmode="hard",
+            width=0.7,
+            line={"color": colours.grey, "width": 1},
+            fillcolor=themes.faint(colours.grey, 0x40),
+            hoverinfo="skip",
+        )
+        for part, label, colour in (
+            (frame["q_value"] > 0.05, "label, not significant", colours.orange),
+            (frame["q_value"] <= 0.05, "label, q ≤ 0.05", colours.blue),
+        ):
+            rows = frame[part]
+            in_legend = len(rows) > 0 and label not in listed
+            listed |= {label} if in_legend else set()
+            figure.add_scatter(
+                x=at + 0.08 + 0.3 * (rows.index.to_numpy() + 0.5) / len(frame),
+                y=rows["dlogp"],
+                error_y={
+                    "array": rows["dlogp_high"] - rows["dlogp"],
+                    "arrayminus": rows["dlogp"] - rows["dlogp_low"],
+                    "color": themes.faint(colour, 0x66),
+                    "thickness": 1,
+                    "width": 0,
+                },
+                mode="markers",
+                name=label,
+                legendgroup=label,
+                showlegend=in_legend,
+                marker={"color": colour, "size": 7},
+                text=all_quoted(rows["token"]),
+                customdata=rows[["neuron", "value", "write_z", "control_dlogp", "q_value"]],
+                hovertemplate=(
+                    "<b>%{customdata[0]}</b> set to %{customdata[1]:.3g}<br>token %{text}<br>%{y:+.2f} nats, controls "
+                    "%{customdata[3]:+.2f}<br>q %{customdata[4]:.2g}<br>write z %{customdata[2]:+.2f}<extra></extra>"
+                ),
+            )
+    told = [
+        f"{name}<br>{run.share_raised():.0%} raised, {run.share_significant():.0%} significant"
+        for name, run in zip(names, validations, strict=True)
+    ]
+    figure.add_hline(y=0, line={"color": colours.muted, "width": 1})
+    figure.update_xaxes(tickvals=list(range(len(told))), ticktext=told, range=[-0.5, len(told) - 0.5], showline=False)
+    return figure
+
+
+def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
+    """How well write readings predict what clamps do, by layer, a panel a dose.
+
+    Args:
+        frame: as `check_lens` gives it: columns `layer`, `dose` (of the clamp, in standard deviations of hook_post),
+            `reading` ("plain", "lens", or another name) and `correlation` (over the vocabulary, of the reading with the
+            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr`, where it is there.
+        theme: "light" or "dark".
+
+    Raises:
+        ValueError: a column that is missing, no rows, or an unknown theme.
+
+    Example:
+        >>> from tl_flash import plots
+        >>> frame = check_lens(model, jacobian_lens(model, ["One day,", "The cat"]), ["I think that"], n=2)
+        >>> [trace.name for trace in plots.lens_effects(frame).data[:2]]
+        ['through the Jacobian lens', 'W_out alone']
+    """
+    colours = themes.of(theme)
+    missing = [column for column in LENS_COLUMNS if column not in frame]
+    if missing or not len(frame):
+        raise ValueError(f"frame: expected rows of {', '.join(LENS_COLUMNS)}; {', '.join(missing) or 'rows'} missing")
+    doses = sorted(frame["dose"].unique())
+    titles = [f"{dose:g} std" for dose in doses]
+    panels = make_subplots(1, len(doses), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles)
+    panels.update_layout(template=colours.template()).update_annotations(font={"size": 13, "color": colours.muted})
+    themes.titled(
+        panels,
+        colours,
+        "How well a write reading predicts what a clamp does",
+        "correlation over the vocabulary with the measured change of the log-probabilities, by the dose clamped to",
+    )
+    looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
+    for column, dose in enumerate(doses, start=1):
+        for i, (reading, rows) in enumerate(frame[frame["dose"] == dose].groupby("reading")):
+            colour, name = looks.get(str(reading), (colours.cycle[2 + i % 4], quoted(str(reading))))
+            panels.add_scatter(
+                x=rows["layer"],
+                y=rows["correlation"],
+                error_y=_bars(rows, colour),
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour, "width": 2.5},
+                marker={"size": 8},
+                hovertemplate=f"layer %{{x}}<br>{name}<br>correlation %{{y:.2f}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    panels.update_layout(legend={"y": 1.08})
+    panels.update_xaxes(title_text="layer", tickvals=sorted(frame["layer"].unique()))
+    panels.update_yaxes(range=[min(0.0, float(frame["correlation"].min())), 1.02])
+    return panels.update_yaxes(title_text="correlation", row=1, col=1)
+
+
+def _bars(rows: Any, colour: str) -> dict[str, object]:
+    if "correlation_stderr" not in rows:
+        return {}
+    return {"array": 1.96 * rows["correlation_stderr"], "color": colour, "thickness": 1, "width": 0}

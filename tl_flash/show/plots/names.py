@@ -1,0 +1,19 @@
+"""How a figure's points name their neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tl_flash.names import AnyNeuron
+
+
+def named(neurons: Iterable[AnyNeuron], *, experts: bool) -> tuple[str, dict[str, Any]]:
+    """The hover template of a trace's neurons' names, and what the trace needs for it.
+
+    A dense neuron's name is put together from customdata, whose first two columns are its layer and index; one of a
+    mixture of experts comes as text.
+    """
+    if not experts:
+        return "<b>L%{customdata[0]}N%{customdata[1]}</b>", {}
+    return "<b>%{hovertext}</b>", {"hovertext": [str(neuron) for neuron in neurons]}

@@ -1,0 +1,50 @@
+"""The weights wing: what is read of a model, whatever holds it.
+
+A HookedTransformer, a bridge, a Hugging Face model (`memory`), a checkpoint on disk or on the hub (`checkpoint`, one
+file a format in `formats/`): each becomes `MLPWeights`, by the names that `layouts` holds of its architecture.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tl_flash.weights.checkpoint import read_checkpoint
+from tl_flash.weights.fingerprints import Sums, combined, digest, fingerprint
+from tl_flash.weights.loading import load_model
+from tl_flash.weights.memory import read_model
+from tl_flash.weights.mlp import Layer, MLPWeights, chosen_layers, is_centred, require_side
+
+__all__ = [
+    "Layer",
+    "MLPWeights",
+    "Sums",
+    "chosen_layers",
+    "combined",
+    "digest",
+    "fingerprint",
+    "is_centred",
+    "load_model",
+    "read",
+    "require_side",
+]
+
+
+def read(model: Any, *, tokenizer: Any = None) -> MLPWeights:
+    """The MLP weights of a model, or of a checkpoint given by its folder or its name on the hub.
+
+    Args:
+        model: as `flash_decode` takes it.
+        tokenizer: names the tokens; by default the model's own.
+
+    Raises:
+        TypeError: neither a model nor a checkpoint.
+        FileNotFoundError: no such checkpoint, or a file of it is missing.
+        ValueError: it cannot be read faithfully; the message says why.
+
+    Example:
+        >>> from tl_flash import weights
+        >>> weights.read(model).directions(1, "out").shape == (model.cfg.d_mlp, model.cfg.d_model)
+        True
+    """
+    if isinstance(model, str | Path):
+        return read_checkpoint(model, tokenizer=tokenizer)
+    return read_model(model, tokenizer=tokenizer)

@@ -1,0 +1,88 @@
+"""The files of a checkpoint, in a folder or on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_BESIDE_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+class Files:
+    """The files of a checkpoint; those of a model on the hub are fetched when first asked for."""
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.checkpoint = checkpoint
+        self._found: dict[str, Path | None] = {}
+        self._unreachable: EntryNotFoundError | None = None
+        self._on_hub = not Path(checkpoint).is_dir()
+        if self._on_hub and not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
+            raise FileNotFoundError(f"{checkpoint}: no such folder")
+
+    def find(self, name: str) -> Path | None:
+        """Where a file is, None where the checkpoint has none of that name."""
+        if name not in self._found:
+            self._found[name] = self._fetch(name) if self._on_hub else self._local(name)
+        return self._found[name]
+
+    def need(self, name: str, why: str) -> Path:
+        """Where a file is.
+
+        Raises:
+            FileNotFoundError: the checkpoint has none of that name, or the hub cannot be reached.
+        """
+        path = self.find(name)
+        if path is None:
+            raise FileNotFoundError(f"{self.checkpoint}: no {name}; {why}") from self._unreachable
+        return path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A file's contents."""
+        hint = "expected a Hugging Face model folder" + (", or a name on the hub that can be reached" * self._on_hub)
+        path = self.need(name, hint)
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: truncated, or no JSON ({error}); fetch it again") from error
+
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights; None without one."""
+        found = [path for name in _TOKENIZERS if (path := self.find(name)) is not None]
+        if not found:
+            return None
+        for name in _BESIDE_TOKENIZERS:
+            self.find(name)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(found[0].parent)
+
+    def identity(self) -> dict[str, Any]:
+        """Size and time of every weight file in use."""
+        paths = {name: path for name, path in sorted(self._found.items()) if path and name.endswith(".safetensors")}
+        stats = {name: path.stat() for name, path in paths.items()}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+    def _local(self, name: str) -> Path | None:
+        path = Path(self.checkpoint) / name
+        return path if path.is_file() else None
+
+    def _fetch(self, name: str) -> Path | None:
+        try:
+            path = Path(huggingface_hub.hf_hub_download(str(self.checkpoint), name))
+        except EntryNotFoundError as error:  # not there; or the hub is out of reach, which `need` tells
+            self._unreachable = error
+            return None
+        others = {other.parent for other in self._found.values() if other is not None}
+        if others - {path.parent}:
+            raise ValueError(
+                f"{self.checkpoint}: {name} came from another revision than the files before it, "
+                "so the model changed on the hub meanwhile; start again"
+            )
+        return path

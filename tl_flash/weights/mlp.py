@@ -1,0 +1,214 @@
+"""The MLP weights of a model, whatever holds it: one layer at a time, as directions in the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_flash.vocab import Vocab
+
+SIDES = ("in", "gate", "out")
+ALL = slice(None)
+_MATRIX = {"in": "W_in", "gate": "W_gate", "out": "W_out"}
+Matrix = Tensor | tuple[Tensor, ...]
+"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's MLP as the model holds it; views, never copies."""
+
+    W_in: Matrix
+    W_out: Matrix
+    W_gate: Matrix | None = None
+    gain_pre: Float[Tensor, " d_model"] | None = None
+    """Scale of the norm before the MLP, None where there is none or it is folded in already."""
+    gain_post: Float[Tensor, " d_model"] | None = None
+    """Scale of a norm after the MLP (Gemma 2 and 3, OLMo 2)."""
+
+    @property
+    def n_experts(self) -> int | None:
+        """How many experts; None where the MLP is dense."""
+        return len(self.W_in) if isinstance(self.W_in, tuple) else None
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons of the MLP, or of each expert."""
+        return len(self.W_in[0] if isinstance(self.W_in, tuple) else self.W_in)
+
+    @property
+    def n_neurons(self) -> int:
+        """Neurons of all experts, those of the first one first."""
+        return self.d_mlp * (self.n_experts or 1)
+
+
+@dataclass(frozen=True)
+class MLPWeights:
+    """What the decode needs of a model.
+
+    `W_U` is as the model holds it. The directions and `final_gain` carry all folding: the scores of a direction x are
+    ``(final_gain * x) @ W_U``, equal to ``x @ W_U'`` for the folded unembedding (LayerNorm's centring of W_U' over
+    d_model changes nothing for a centred x).
+    """
+
+    n_layers: int
+    d_mlp: int
+    """Neurons of the first layer's MLP, or of each of its experts."""
+    d_model: int
+    centre: bool
+    """Whether the norms are LayerNorm, which centres, and not RMSNorm."""
+    W_U: Float[Tensor, "d_model d_vocab"]
+    final_gain: Float[Tensor, " d_model"] | None
+    read_layer: Callable[[int], Layer] = field(repr=False)
+    sides: tuple[str, ...]
+    vocab: Vocab = field(repr=False)
+    name: str
+    class_name: str
+    on_disk: bool = False
+    """Whether a layer has to be read from a disk first."""
+    require_layers: Callable[[Sequence[int]], None] = field(default=lambda layers: None, repr=False)
+    """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
+    identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
+    """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of columns of W_U."""
+        return self.W_U.shape[1]
+
+    @property
+    def dtype(self) -> str:
+        """In which the model holds its unembedding, such as "bfloat16"."""
+        return str(self.W_U.dtype).removeprefix("torch.")
+
+    def layer(self, layer: int) -> Layer:
+        """One layer's matrices.
+
+        Raises:
+            ValueError: the layer is unknown, or of another width than the residual stream.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(f"layers: expected layers from 0 to {self.n_layers - 1}, got {layer}")
+        read = self.read_layer(layer)
+        for matrix in read.W_in if isinstance(read.W_in, tuple) else (read.W_in,):
+            if matrix.shape != (read.d_mlp, self.d_model):
+                raise ValueError(
+                    f"layer {layer}: W_in is {tuple(matrix.shape)}, expected ({read.d_mlp}, {self.d_model}): "
+                    "d_mlp and d_model"
+                )
+        return read
+
+    def held(
+        self, layer: int, side: str, neurons: slice = ALL, device: torch.device | None = None
+    ) -> Float[Tensor, "n d_model"]:
+        """A layer's neurons on one side as the model holds them, in its dtype; by default all, where they are."""
+        require_side(side, self.sides)
+        matrix: Matrix = getattr(self.layer(layer), _MATRIX[side])
+        dtype = (matrix[0] if isinstance(matrix, tuple) else matrix).dtype
+        if dtype not in _FLOATS:
+            raise ValueError(f"layer {layer}: expected floating-point weights, got {dtype} (quantised?)")
+        if not isinstance(matrix, tuple):
+            return matrix[neurons].detach().to(device)
+        start, stop, _ = neurons.indices(len(matrix) * len(matrix[0]))
+        experts = range(start // len(matrix[0]), -(-stop // len(matrix[0])))
+        pieces = [
+            matrix[expert][max(start - first, 0) : stop - first].detach().to(device)
+            for expert in experts
+            for first in [expert * len(matrix[0])]
+        ]
+        return torch.cat(pieces)
+
+    def directions(
+        self,
+        layer: int,
+        side: str,
+        *,
+        fold_ln: bool = True,
+        neurons: slice = ALL,
+        device: torch.device | None = None,
+    ) -> Float[Tensor, "n d_model"]:
+        """The directions of one layer's neurons on one side, float32, in the basis of the residual stream.
+
+        Folded, the read sides carry the gain of the norm before the MLP and the write side that of a norm after it,
+        and LayerNorm centres; so a model gives the same directions however it was loaded. Unfolded, the weights are
+        read as the model holds them.
+
+        Args:
+            layer: which layer.
+            side: "in", "gate" or "out".
+            fold_ln: fold the norms' scales in.
+            neurons: which of the layer's; expert after expert where there are experts.
+            device: where to; by default where the layer is.
+
+        Raises:
+            ValueError: an unknown layer or side, no gate in this model, or a NaN or infinite weight.
+        """
+        held = self.held(layer, side, neurons, device)
+        x = require_finite(held.float(), f"layer {layer}: {_MATRIX[side]}", first=neurons.start or 0)
+        if not fold_ln:
+            return x
+        read = self.layer(layer)
+        gain = read.gain_post if side == "out" else read.gain_pre
+        if gain is not None:
+            x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
+        return x - x.mean(-1, keepdim=True) if self.centre else x
+
+
+def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
+    """Whether the columns of W_U have mean zero, as TransformerLens's `center_unembed` leaves them."""
+    mean = W_U.detach().mean(1, dtype=torch.float32).norm()
+    length = W_U.detach().norm(dtype=torch.float32) / W_U.shape[1] ** 0.5
+    return bool(mean <= 1e-4 * length)
+
+
+def require_side(side: str, sides: Sequence[str]) -> None:
+    """Refuse a side that does not exist, or that this model lacks."""
+    if side not in SIDES:
+        raise ValueError(f'side: expected "in", "gate" or "out", got {side!r}')
+    if side not in sides:
+        raise ValueError('side: "gate" needs a gated MLP, and this model\'s MLP has none; use "in" or "out"')
+
+
+def require_finite(tensor: Tensor, what: str, first: int = 0) -> Tensor:
+    """Return a tensor that holds no NaN and no infinity; `first` is what its first row is called.
+
+    Raises:
+        ValueError: it holds one; the message says how many and where the first is.
+    """
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        row, *column = (int(i) for i in (~finite).nonzero()[0])
+        place, count = (row + first, *column), int((~finite).sum())
+        raise ValueError(
+            f"{what} holds {count} NaN or infinite values, the first at {place} (neuron or row first); "
+            "expected finite weights: check how the model was loaded or trained"
+        )
+    return tensor
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
+    """The layers asked for, all by default.
+
+    Raises:
+        TypeError: not whole numbers.
+        ValueError: none, unknown ones, or one twice.
+    """
+    chosen = list(range(n_layers)) if layers is None else list(layers)
+    if not chosen:
+        raise ValueError("layers: expected at least one layer, got an empty list; leave it out to decode all")
+    for layer in chosen:
+        if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+            raise TypeError(f"layers: expected whole numbers, got {layer!r}")
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"layers: expected layers from 0 to {n_layers - 1}, got {layer}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers: expected each layer once, got {chosen}")
+    return [int(layer) for layer in chosen]
