@@ -5,7 +5,7 @@ TL4 := .venv-tl4
 BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install browser demo test test-tl4 lint bench figures clean
+.PHONY: install browser models demo test test-tl4 lint bench figures clean
 
 install: $(VENV)/.done
 
@@ -32,6 +32,10 @@ browser:
 	else \
 		echo "no chromium: as root on Debian, apt-get install chromium chromium-driver" >&2; exit 1; \
 	fi
+
+# Two pretrained models for tests and benchmarks, some 2 GB in .models; without them their tests skip, and say so.
+models: install
+	$(VENV)/bin/python -m benchmarks.real_models
 
 demo: install
 	$(VENV)/bin/tl-flash demo

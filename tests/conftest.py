@@ -11,6 +11,7 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks import real_models  # noqa: E402
 from tests import families  # noqa: E402
 from tl_flash import load_model  # noqa: E402
 
@@ -38,6 +39,24 @@ def stories_hooked(stories_path):
     if not families.HAS_HOOKED_TRANSFORMER:
         pytest.skip(NO_HOOKED_TRANSFORMER)
     return _stories(stories_path, "hooked")
+
+
+@pytest.fixture(scope="session", params=real_models.MODELS, ids=lambda model: model.name)
+def real_model(request):
+    """Each of the pretrained models that `make models` fetches."""
+    return _fetched(request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct, one of them."""
+    return _fetched(real_models.SMOLLM2)
+
+
+def _fetched(model):
+    if not model.ready():
+        pytest.skip(f"{model.name} is not in .models; `make models` fetches it")
+    return model
 
 
 def _stories(path, surface):

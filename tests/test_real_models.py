@@ -1,0 +1,66 @@
+"""What holds on models that others trained: `make models` fetches them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tl_flash import Neuron, clamp, decode_directions, flash_decode, load_model
+from tl_flash.weights import read
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def model(real_model):
+    return load_model(str(real_model.folder))
+
+
+@pytest.fixture(scope="module")
+def hugging_face(real_model):
+    return AutoModelForCausalLM.from_pretrained(real_model.folder)
+
+
+def top_tokens(weights, x):
+    """By a float64 product: both poles, [2, n, K]."""
+    scores = x.double() @ (weights.W_U.double() * weights.final_gain[:, None])
+    scores[:, weights.vocab.nameless()] = scores.mean()
+    return torch.stack([scores.topk(K).indices, (-scores).topk(K).indices])
+
+
+def test_top_tokens_are_those_of_a_float64_product(real_model):
+    weights = read(real_model.folder)
+    some = slice(0, weights.d_mlp, weights.d_mlp // 8)
+    layers = (0, weights.n_layers // 2, weights.n_layers - 1)
+    x = torch.cat([weights.directions(layer, side)[some] for layer in layers for side in weights.sides])
+    neurons = decode_directions(x, real_model.folder, k=K)
+    found = torch.stack([pole.ids[0].long() for pole in (neurons.positive, neurons.negative)])
+    assert torch.equal(found, top_tokens(weights, x))
+
+
+def test_a_layer_of_smollm2(smollm2):
+    weights = read(smollm2.folder)
+    neurons = flash_decode(smollm2.folder, side="out", layers=[29], k=K)
+    assert "dog" in neurons["L29N808"].positive[0].token.lower()
+    x = weights.directions(29, "out")[800:816]
+    assert torch.equal(neurons.positive.ids[0, 800:816].long(), top_tokens(weights, x)[0])
+
+
+def test_a_clamp_is_a_hook_written_by_hand(model):
+    tokens, neuron = model.to_tokens("The capital of France is"), Neuron(7, 100)
+
+    def by_hand(act, hook):
+        act = act.clone()
+        act[..., neuron.index] = 4.0
+        return act
+
+    with torch.no_grad():
+        expected = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{neuron.layer}.mlp.hook_post", by_hand)])
+        with clamp(model, {neuron: 4.0}):
+            assert torch.equal(model(tokens), expected)
+        assert not torch.equal(model(tokens), expected)
+
+
+def test_logits_are_hugging_faces(model, hugging_face):
+    tokens = model.to_tokens("The capital of France is")
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), hugging_face(tokens).logits, atol=1e-3, rtol=1e-3)
