@@ -2,26 +2,39 @@
 PYTHON ?= python3
 VENV := .venv
 TL4 := .venv-tl4
+TL2 := .venv-tl2
+NEWEST := .venv-newest
 BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install browser models demo test test-tl4 lint bench figures clean
+.PHONY: install browser models demo test test-tl2 test-tl4 test-newest lint bench figures clean
 
 install: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c constraints.txt torch
-	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
-	touch $@
+	$(call environment,$(VENV),constraints.txt)
 
-# The same environment on TransformerLens 4, which has TransformerBridge alone.
+# TransformerLens 4, which has TransformerBridge alone.
 $(TL4)/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(TL4)
+	mkdir -p $(TL4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
-	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt torch
-	$(TL4)/bin/pip install -q -c $(TL4)/constraints.txt -e ".[dev]"
-	touch $@
+	$(call environment,$(TL4),$(TL4)/constraints.txt)
+
+# TransformerLens 2, which has HookedTransformer alone, and needs older releases of much else.
+$(TL2)/.done: pyproject.toml .ci/constraints-tl2.txt
+	$(call environment,$(TL2),.ci/constraints-tl2.txt)
+
+# What pip finds today, with no constraint but torch's.
+$(NEWEST)/.done: pyproject.toml constraints.txt
+	grep '^torch==' constraints.txt > $(VENV)/torch.txt
+	$(call environment,$(NEWEST),$(VENV)/torch.txt)
+
+define environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install -q -c $(2) torch
+	$(1)/bin/pip install -q -c $(2) -e ".[dev]"
+	touch $(1)/.done
+endef
 
 # What the tests of figures and of the explorer draw with; without it they skip, and say so.
 browser:
@@ -40,13 +53,23 @@ models: install
 demo: install
 	$(VENV)/bin/tl-flash demo
 
-test: install test-tl4
+test: install test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)
 
 # Only what touches TransformerLens differs between its versions.
-TL4_TESTS := models checkpoint surfaces clamp alone activations prompts experiments validation lens
+TL_TESTS := models checkpoint surfaces clamp alone activations prompts generation experiments validation lens demo cli
+TL_FILES := $(addprefix tests/test_,$(addsuffix .py,$(TL_TESTS)))
+test-tl2: $(TL2)/.done
+	$(TL2)/bin/pytest $(BOTH_CORES) $(TL_FILES)
+
 test-tl4: $(TL4)/.done
-	$(TL4)/bin/pytest $(BOTH_CORES) $(addprefix tests/test_,$(addsuffix .py,$(TL4_TESTS)))
+	$(TL4)/bin/pytest $(BOTH_CORES) $(TL_FILES)
+
+# All tests on the newest releases, made anew each time, so that the next break is seen.
+test-newest: install
+	rm -rf $(NEWEST)
+	$(MAKE) $(NEWEST)/.done
+	$(NEWEST)/bin/pytest $(BOTH_CORES)
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -62,4 +85,4 @@ figures: install
 	$(VENV)/bin/python -m benchmarks.figures
 
 clean:
-	rm -rf $(VENV) $(TL4) demo-output
+	rm -rf $(VENV) $(TL2) $(TL4) $(NEWEST) demo-output

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--explain", action="store_true", help="where the lens falls short: texts, mean or dose")
     parser.add_argument("--cost", action="store_true", help="time one sweep against a loop over layers")
     arguments = parser.parse_args()
-    model = load_model(arguments.model, arguments.surface)
+    model = load_model(arguments.model, surface=arguments.surface)
     if arguments.cost:
         print(cost(model, arguments.seed))
         return

@@ -15,20 +15,22 @@ from functools import cache
 from importlib.metadata import version
 from typing import NamedTuple
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 D_MODEL, D_MLP, N_LAYERS, D_VOCAB, N_TOKENS, N_HEADS, N_CTX = 40, 52, 2, 97, 72, 4, 64
-HAS_HOOKED_TRANSFORMER = int(version("transformer-lens").split(".")[0]) < 4
+TRANSFORMER_LENS = int(version("transformer-lens").split(".")[0])
+HAS_HOOKED_TRANSFORMER, HAS_BRIDGE = TRANSFORMER_LENS < 4, TRANSFORMER_LENS > 2
 
 
 class Family(NamedTuple):
     """Where a family keeps its parts, as module paths, and what HookedTransformer must be told of it."""
 
-    config: PreTrainedConfig
+    config: transformers.PretrainedConfig
     layers: str = "model.layers"
     pre_norm: str | None = "post_attention_layernorm"
     post_norm: str | None = None
@@ -199,9 +201,13 @@ def hf_model(name: str) -> PreTrainedModel:
 
 
 def surfaces() -> list[str]:
-    """The surfaces that the installed TransformerLens offers, to every family; version 4 has no HookedTransformer."""
+    """The surfaces that the installed TransformerLens offers, to every family.
+
+    Version 4 has no HookedTransformer, version 2 no bridge.
+    """
     hooked = ["hooked", "hooked-raw"] if HAS_HOOKED_TRANSFORMER else []
-    return ["hf", "bridge", "bridge-compat", *hooked]
+    bridges = ["bridge", "bridge-compat"] if HAS_BRIDGE else []
+    return ["hf", *bridges, *hooked]
 
 
 @cache
@@ -210,7 +216,11 @@ def build(name: str, surface: str):
     if surface == "hf":
         return hf_model(name)
     if surface.startswith("bridge"):
+        if not HAS_BRIDGE:
+            pytest.skip("TransformerLens 2 has no bridges")
         return _bridge(name, compatible=surface == "bridge-compat")
+    if TRANSFORMER_LENS < 3 and name in ("gemma3", "olmo2", "mixtral"):
+        pytest.skip(f"TransformerLens 2 has no {name}")
     return _hooked(name, processed=surface == "hooked")
 
 
@@ -328,7 +338,7 @@ def direction(name: str, layer: int, side: str) -> Tensor:
 
 def literal_unembedding(name: str) -> Tensor:
     """W_U as the model holds it, float64 [d_model, d_vocab]."""
-    return matrix(double(name).lm_head).T
+    return matrix(double(name).get_output_embeddings()).T
 
 
 def unembedding(name: str) -> Tensor:

@@ -218,9 +218,12 @@ def read_prefix(model, tokens):
 
         cache, name = DynamicCache(), "past_key_values"
     else:
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+        if families.TRANSFORMER_LENS < 3:
+            from transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache as KeyValueCache
+        else:
+            from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as KeyValueCache
 
-        cache, name = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", len(tokens)), "past_kv_cache"
+        cache, name = KeyValueCache.init_cache(model.cfg, "cpu", len(tokens)), "past_kv_cache"
     model(tokens, **{name: cache})
     return lambda suffix: model(suffix, **{name: cache})
 
@@ -504,7 +507,7 @@ def test_without_a_model_the_pass_finds_a_wrong_neuron(model, tokens):
 
 
 def test_a_value_beyond_the_models_number_format(tokens):
-    model = families.build("llama", "bridge")
+    model = families.build("llama", SURFACES[0])
     hook = dict(clamp_hooks({"L0N1": 1e6}))["blocks.0.mlp.hook_post"]
     with pytest.raises(ValueError, match="not finite in the model's torch.float16"):
         hook(torch.zeros(1, 2, 52, dtype=torch.float16), hook=model.hook_dict["blocks.0.mlp.hook_post"])

@@ -1,16 +1,21 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.test_neuron_map import Words
-from tl_flash import NeuronMap, decode_directions
+from tl_flash import NeuronMap, decode_directions, demo
 from tl_flash.cli import main
 
 
 @pytest.fixture(scope="module")
 def map_path(tmp_path_factory):
-    import torch
-
     path = tmp_path_factory.mktemp("map") / "map.safetensors"
     generator = torch.Generator().manual_seed(0)
     W_U = torch.randn(16, 60, generator=generator)
@@ -135,3 +140,44 @@ def test_bench(capsys):
     for wrong, message in ((["--neurons", 0], "n: expected 1"), (["--dtype", "int8"], "dtype: expected one of")):
         status, _, err = run(capsys, "bench", *wrong)
         assert status == 1 and message in err
+
+
+ASCII = {
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "HF_HUB_OFFLINE": "1",
+    "PATH": os.environ["PATH"],
+}
+
+
+def from_an_ascii_console(*command, **variables):
+    environment = (
+        ASCII | variables | {name: os.environ[name] for name in ("PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
+    )
+    command = [sys.executable, "-W", "ignore", "-m", "tl_flash", *map(str, command)]
+    return subprocess.run(command, capture_output=True, env=environment, check=False)
+
+
+def test_a_console_that_cannot_show_a_token_shows_its_escape(tmp_path):
+    tokens = [" dog", " café", "狗", "🐕", *(f"w{id}" for id in range(60))]
+    tokenizer = Tokenizer(models.WordLevel({token: id for id, token in enumerate(tokens)}, unk_token="w0"))
+    W_U = torch.eye(64)
+    neurons = decode_directions(
+        torch.eye(64)[:4], W_U, k=1, tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    )
+    neurons.save(tmp_path / "map.safetensors")
+    show = ["show", tmp_path / "map.safetensors", "L0N1", "L0N2", "L0N3"]
+    windows = from_an_ascii_console(*show, PYTHONIOENCODING="cp1252")
+    assert windows.returncode == 0, windows.stderr
+    assert b"caf\xe9" in windows.stdout and b"\\u72d7" in windows.stdout and b"\\U0001f415" in windows.stdout
+    assert from_an_ascii_console(*show).returncode == 0
+
+
+def test_files_are_utf_8_whatever_the_locale(tmp_path):
+    folder = shutil.copytree(demo.path("base"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"note": "écrit à la main"}
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    done = from_an_ascii_console("decode", folder, "-o", tmp_path / "map.safetensors", "--layer", 0, "-k", 1)
+    assert done.returncode == 0, done.stderr
+    assert NeuronMap.load(tmp_path / "map.safetensors").source.model == str(folder)

@@ -73,7 +73,6 @@ def test_loading_needs_no_network(name):
     code = (
         "import socket\n"
         "import transformer_lens, transformers\n"
-        "from transformer_lens.model_bridge import TransformerBridge\n"
         "from tl_flash import demo\n"
         "def refuse(*_, **__): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"

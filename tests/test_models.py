@@ -145,9 +145,12 @@ def test_true_directions_write_what_the_mlp_writes(name, layer):
 def test_true_unembedding_gives_the_logits(name):
     family, seen = FAMILIES[name], forward(name)
     stream, _ = seen[family.final_norm]
-    constant = families.double(name).lm_head(families.part(name, family.final_norm)(torch.zeros_like(stream)))
+    constant = families.double(name).get_output_embeddings()(
+        families.part(name, family.final_norm)(torch.zeros_like(stream))
+    )
     predicted = families.unit(stream, family.layer_norm) @ families.unembedding(name) + constant
-    assert_close(predicted, seen["lm_head"][1], EPS)
+    logits = families.double(name).get_output_embeddings()(families.part(name, family.final_norm)(stream))
+    assert_close(predicted, logits, EPS)
 
 
 @torch.no_grad()

@@ -8,15 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests import families
 from tl_flash import NeuronMap, flash_decode, load_model
 
 
 def surfaces():
-    try:
-        from transformer_lens import HookedTransformer  # noqa: F401
-    except ImportError:
-        return ["bridge"]
-    return ["bridge", "hooked"]
+    there = {"bridge": families.HAS_BRIDGE, "hooked": families.HAS_HOOKED_TRANSFORMER}
+    return [surface for surface, is_there in there.items() if is_there]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def hugging_face(stories_path):
 
 @pytest.fixture(scope="module", params=[*surfaces(), "hf"])
 def model(request, stories_path, hugging_face):
-    return hugging_face if request.param == "hf" else load_model(str(stories_path), request.param)
+    return hugging_face if request.param == "hf" else load_model(stories_path, surface=request.param)
 
 
 def brute_force(hugging_face, side, layer):

@@ -7,6 +7,7 @@ what neurons do on text (`activations`).
 from tl_flash.clamps.activations import ActivationStats, activation_stats
 from tl_flash.clamps.alone import answers_alone
 from tl_flash.clamps.answers import Answers
+from tl_flash.clamps.caches import reads_its_cache
 from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
@@ -26,4 +27,5 @@ __all__ = [
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
+    "reads_its_cache",
 ]

@@ -122,7 +122,7 @@ class Positioned:
                 "layer?), so its prompt cannot be told from what was generated; give positions as indices"
             )
         seen = self.start + self.width
-        self.start, self.width = self._place(n_key - n_query, seen), n_query
+        self.start, self.width = self._place(n_key - n_query, n_query, seen), n_query
         generates = self._repeats if self.start == 0 else n_query == 1
         if not generates:
             self.n_prompt = self.start + n_query
@@ -132,8 +132,14 @@ class Positioned:
         self.passes += 1
         return pattern
 
-    def _place(self, n_cached: int, n_seen: int) -> int:
+    def _place(self, n_cached: int, n_query: int, n_seen: int) -> int:
         """The position of column 0, where attention sees `n_cached` earlier ones and earlier passes had `n_seen`."""
+        if n_cached == 0 and n_query == 1 < n_seen:
+            raise RuntimeError(
+                f"positions: attention sees one position, after a pass of {n_seen}. Either the model does not read its "
+                "KV cache: generate with use_past_kv_cache=False; or this is a new prompt of one token: give it a "
+                "clamp of its own"
+            )
         if n_cached in (0, n_seen):
             return n_cached
         full = self._window is not None and n_cached >= self._window - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import typer
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for a refusal (told in one line), 2 for wrong usage, 130 when interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console that cannot show a token shows its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=argv, prog_name="tl-flash")
     except SystemExit as end:

@@ -38,7 +38,7 @@ def decode(
 
     try:
         neurons = decode_to_file(
-            model if surface is None else load_model(model, surface),
+            model if surface is None else load_model(model, surface=surface),
             out,
             side=side,
             score=score,
@@ -144,7 +144,7 @@ def report(
         loaded,
         out,
         compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
-        validation=[pd.DataFrame(json.loads(path.read_text())) for path in validation or ()],
+        validation=[pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))) for path in validation or ()],
         figures=None if figures else (),
         title=title,
     )

@@ -18,7 +18,7 @@ def clamp(
     mode: Annotated[str, typer.Option(help="set, add, multiply, floor or ceil.")] = "set",
     positions: Annotated[str | None, typer.Option(help="prompt, generated or last; by default all.")] = None,
     new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at most.")] = 24,
-    surface: Surface = "bridge",
+    surface: Surface = None,
     as_json: Json = False,
 ) -> None:
     """Let a model complete texts without and with clamped neurons.
@@ -30,7 +30,7 @@ def clamp(
     from tl_flash.clamps import complete_text
 
     values = dict(neuron_value(text) for text in neurons)
-    loaded = load_model(model, surface)
+    loaded = load_model(model, surface=surface)
     before = [complete_text(loaded, text, new_tokens) for text in prompt]
     with clamped(loaded, values, mode=mode, positions=positions):  # pyright: ignore[reportArgumentType] - it checks
         after = [complete_text(loaded, text, new_tokens) for text in prompt]
@@ -51,7 +51,7 @@ def validate(
     by: By = "z",
     controls: Annotated[int, typer.Option(help="Matched random neurons a neuron.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the draw of controls.")] = 0,
-    surface: Surface = "bridge",
+    surface: Surface = None,
     as_json: Json = False,
 ) -> None:
     """Clamp the most specialised neurons of a map and see whether their labels are raised.
@@ -62,7 +62,7 @@ def validate(
     from tl_flash import validate as validated
 
     hits = load_map(map).specialised(n, by=by)
-    result = validated(load_model(model, surface), hits, controls=controls, seed=seed)
+    result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed)
     print_results([result], as_json)
 
 
@@ -70,7 +70,7 @@ def lens(
     model: ModelName,
     prompts: Annotated[Path, typer.Argument(help="A text file, a prompt a line.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the lens.")] = Path("lens.safetensors"),
-    surface: Surface = "bridge",
+    surface: Surface = None,
 ) -> None:
     """Make the Jacobian lens of a model from prompts, for `tl-flash decode --lens`.
 
@@ -78,8 +78,8 @@ def lens(
     """
     from tl_flash import jacobian_lens, load_model
 
-    texts = [line for line in prompts.read_text().splitlines() if line.strip()]
-    made = jacobian_lens(load_model(model, surface), texts)
+    texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    made = jacobian_lens(load_model(model, surface=surface), texts)
     made.save(out)
     typer.echo(f"{made}\nwrote {out}")
 

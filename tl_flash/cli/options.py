@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="A map that `tl-flash decode` wrote.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face name or a model folder.")]
-Surface = Annotated[str, typer.Option(help="Load as bridge (TransformerBridge) or hooked (HookedTransformer).")]
+Surface = Annotated[
+    str | None,
+    typer.Option(help="Load as bridge (TransformerBridge) or hooked (HookedTransformer); by default what is there."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Count = Annotated[int, typer.Option("-n", help="How many at most.")]
 By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]

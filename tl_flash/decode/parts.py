@@ -37,7 +37,7 @@ class Parts:
         self.folder.mkdir(exist_ok=True)
         if not self._plan.is_file() or (self._differ() and not any(self.folder.glob("layer*.safetensors"))):
             partial = self.folder / ".plan.partial"
-            with partial.open("w") as file:
+            with partial.open("w", encoding="utf-8") as file:
                 json.dump(self._identity, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,7 +63,7 @@ class Parts:
 
     def _differ(self) -> dict[str, Any]:
         """What the folder is of, where that is something else."""
-        kept = json.loads(self._plan.read_text())
+        kept = json.loads(self._plan.read_text(encoding="utf-8"))
         return {name: kept.get(name) for name in self._identity if kept.get(name) != self._identity[name]}
 
     def missing(self) -> list[Unit]:

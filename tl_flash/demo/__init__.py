@@ -82,7 +82,7 @@ def load(name: str, *, surface: str | None = None) -> HookedTransformer | Transf
         >>> load("base").cfg.n_layers
         4
     """
-    return load_model(str(path(name)), surface or _default_surface())
+    return load_model(path(name), surface=surface or _default_surface())
 
 
 def texts(n: int, *, seed: int = 0) -> list[str]:

@@ -48,7 +48,7 @@ class Files:
         hint = "expected a Hugging Face model folder" + (", or a name on the hub that can be reached" * self._on_hub)
         path = self.need(name, hint)
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: truncated, or no JSON ({error}); fetch it again") from error
 
@@ -59,9 +59,7 @@ class Files:
             return None
         for name in _BESIDE_TOKENIZERS:
             self.find(name)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(found[0].parent)
+        return folder_tokenizer(found[0].parent)
 
     def identity(self) -> dict[str, Any]:
         """Size and time of every weight file in use."""
@@ -86,3 +84,20 @@ class Files:
                 "so the model changed on the hub meanwhile; start again"
             )
         return path
+
+
+def folder_tokenizer(folder: str | Path, **options: Any) -> Any:
+    """The tokenizer saved in a folder, by transformers 4 or 5; options as AutoTokenizer takes them."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    kind = PreTrainedTokenizerFast if is_of_unknown_class(folder) else AutoTokenizer
+    return kind.from_pretrained(folder, **options)
+
+
+def is_of_unknown_class(folder: str | Path) -> bool:
+    """Whether transformers 5 saved the tokenizer by its name for any that is all in tokenizer.json, and this is 4."""
+    import transformers
+
+    config = Path(folder) / "tokenizer_config.json"
+    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
+    return named == "TokenizersBackend" and not hasattr(transformers, named)

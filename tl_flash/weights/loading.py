@@ -1,43 +1,75 @@
-"""Load a model by name or folder for the command line and the demo; a library user loads it himself."""
+"""Load a model through TransformerLens, to clamp and to measure; weights alone are read without it."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class
+
+if TYPE_CHECKING:
+    import torch
 
 SURFACES = ("bridge", "hooked")
 
 
-def load_model(name: str, surface: str = "bridge") -> Any:
-    """Load a model through TransformerLens, float32, on the CPU.
+def load_model(
+    source: str | Path,
+    *,
+    surface: str | None = "bridge",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Load a model through TransformerLens.
 
     Args:
-        name: a Hugging Face name, or a folder with config.json, safetensors and a tokenizer.
-        surface: "bridge" (TransformerBridge) or "hooked" (HookedTransformer, up to TransformerLens 3.9).
+        source: a name on the Hugging Face hub, or a folder with config.json, safetensors and a tokenizer.
+        surface: "bridge" (TransformerBridge, since TransformerLens 3) or "hooked" (HookedTransformer, up to 3.9), or
+            None for the bridge where the installed TransformerLens has it, else the other.
+        device: where to; the CPU by default.
+        dtype: of the weights; float32 by default.
+
+    Returns:
+        A TransformerBridge or a HookedTransformer.
 
     Raises:
-        FileNotFoundError: `name` looks like a folder, but holds no config.json.
+        FileNotFoundError: `source` looks like a folder, but holds no config.json.
         ValueError: an unknown surface, or a folder that HookedTransformer cannot take.
-        ImportError: HookedTransformer asked of TransformerLens 4.
+        ImportError: a surface that the installed TransformerLens does not have.
+
+    Example:
+        >>> from tl_flash import demo, load_model
+        >>> load_model(demo.path("base"), surface=None).cfg.n_layers
+        4
     """
+    import torch
+
+    if surface is None:
+        surface = "bridge" if find_spec("transformer_lens.model_bridge") else "hooked"
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
-    path = Path(name)
+    path, name = Path(source), str(source)
     local = path.is_dir()
     if local and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{name}: expected a model folder with config.json")
     if not local and (path.is_absolute() or name.startswith(".")):
         raise FileNotFoundError(f"{name}: no such folder")
+    options = {"device": str(device or "cpu"), "dtype": dtype or torch.float32}
     if surface == "bridge":
-        return _bridge(name)
-    return _hooked_folder(path) if local else _hooked_transformer().from_pretrained(name, device="cpu")
+        return _bridge_class().boot_transformers(name, **options)
+    return _hooked_folder(path, options) if local else _hooked_transformer().from_pretrained(name, **options)
 
 
-def _bridge(name: str) -> Any:
-    import torch
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+def _bridge_class() -> Any:
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        raise ImportError(
+            'TransformerLens 2 has no TransformerBridge; pass surface="hooked" (--surface hooked), or install '
+            "transformer-lens>=3"
+        ) from error
+    return TransformerBridge
 
 
 def _hooked_transformer() -> Any:
@@ -45,14 +77,14 @@ def _hooked_transformer() -> Any:
         from transformer_lens import HookedTransformer
     except ImportError as error:
         raise ImportError(
-            "HookedTransformer is gone from TransformerLens 4; load a bridge, or install transformer-lens<4"
+            'HookedTransformer is gone from TransformerLens 4; load a bridge (surface="bridge"), or install '
+            "transformer-lens<4"
         ) from error
     return HookedTransformer
 
 
-def _hooked_folder(path: Path) -> Any:
+def _hooked_folder(path: Path, options: dict[str, Any]) -> Any:
     """HookedTransformer.from_pretrained takes no folder; its parts do, if the name does not mislead them."""
-    import torch
     from transformer_lens import loading_from_pretrained as loading
 
     hooked = _hooked_transformer()
@@ -62,8 +94,9 @@ def _hooked_folder(path: Path) -> Any:
             f"{name}: HookedTransformer takes a folder for a hub name where its path holds 'llama' or 'gemma'; "
             "load a bridge, or rename the folder"
         )
-    cfg = loading.get_pretrained_model_config(name, fold_ln=True, device="cpu", dtype=torch.float32)
+    cfg = loading.get_pretrained_model_config(name, fold_ln=True, **options)
     state = loading.get_pretrained_state_dict(name, cfg, hf_model=None)
-    model = hooked(cfg, tokenizer=None, move_to_device=False)
+    tokenizer = folder_tokenizer(path, add_bos_token=True) if is_of_unknown_class(path) else None  # None: its own way
+    model = hooked(cfg, tokenizer, move_to_device=False)
     model.load_and_process_state_dict(state, fold_ln=True, center_unembed=cfg.output_logits_soft_cap <= 0)
     return model

@@ -87,7 +87,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
             "other": _other(record),
         }
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _rows(curve: list[tuple[int, float]]) -> str:

@@ -63,9 +63,14 @@ def save(
     stored.load_state_dict(model.state_dict())
     stored.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    named = (
+        folder / "tokenizer_config.json"
+    )  # transformers 5 writes a class name that 4 does not know; both know this one
+    config = json.loads(named.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    named.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     record["parameters"] = stored.num_parameters()
     record["stored_loss"] = validation_loss(stored.float(), held_out)
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_card(folder, record)
 
 
@@ -105,7 +110,7 @@ def train(
         precision = "bfloat16 autocast" if bf16 else "float32"
         record = {"name": name, "recipe": asdict(recipe), "precision": precision, **_provenance(), "curve": curve}
         if beside and name == "base":
-            record["other_curve"] = json.loads(beside.read_text())["curve"]
+            record["other_curve"] = json.loads(beside.read_text(encoding="utf-8"))["curve"]
         save(model, tokenizer, out / name, batch_at("validation"), record)
 
 
