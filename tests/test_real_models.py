@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tl_flash import Neuron, clamp, decode_directions, flash_decode, load_model
+from tl_flash.clamps import complete_text
 from tl_flash.weights import read
 
 K = 10
@@ -58,6 +59,13 @@ def test_a_clamp_is_a_hook_written_by_hand(model):
         with clamp(model, {neuron: 4.0}):
             assert torch.equal(model(tokens), expected)
         assert not torch.equal(model(tokens), expected)
+
+
+def test_what_is_generated_is_hugging_faces(model, hugging_face):
+    prompt, n_new = "The capital of France is", 12
+    tokens = model.to_tokens(prompt)
+    expected = hugging_face.generate(tokens, max_new_tokens=n_new, do_sample=False)[0, tokens.shape[1] :]
+    assert complete_text(model, prompt, n_new) == model.tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_logits_are_hugging_faces(model, hugging_face):

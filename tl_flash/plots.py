@@ -1,25 +1,6 @@
 """The figures, by the name that users import: see `tl_flash.show.plots`."""
 
-from tl_flash.show.plots import (
-    agreement,
-    changed,
-    dose_curve,
-    lens_effects,
-    neuron,
-    neuron_atlas,
-    specialisation,
-    token_by_layer,
-    validation,
-)
+from tl_flash.show import plots as _plots
+from tl_flash.show.plots import *  # noqa: F403
 
-__all__ = [
-    "agreement",
-    "changed",
-    "dose_curve",
-    "lens_effects",
-    "neuron",
-    "neuron_atlas",
-    "specialisation",
-    "token_by_layer",
-    "validation",
-]
+__all__ = _plots.__all__  # pyright: ignore[reportUnsupportedDunderAll]
