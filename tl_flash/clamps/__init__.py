@@ -10,7 +10,8 @@ from tl_flash.clamps.answers import Answers
 from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
-from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts
+from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
+from tl_flash.clamps.running import measuring
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Mode",
     "Positions",
     "Prompts",
+    "PromptsLike",
     "activation_stats",
     "answers_alone",
     "clamp",
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
+    "measuring",
 ]

@@ -6,17 +6,22 @@ from typing import Any
 
 import torch
 
+from tl_flash.clamps.prompts import Prompts
+from tl_flash.clamps.running import measuring
 
-def complete_text(model: Any, prompt: str, max_new_tokens: int = 24, *, do_sample: bool = False, seed: int = 0) -> str:
-    """What a model generates after a prompt, without the prompt and special tokens.
+
+def complete_text(
+    model: Any, prompt: Any, max_new_tokens: int = 24, *, chat: bool = False, do_sample: bool = False, seed: int = 0
+) -> str:
+    """What a model generates after one prompt, as `Prompts.of` takes it, without the prompt and special tokens.
 
     Raises:
         ValueError: the model has no tokenizer.
     """
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("model: it has no tokenizer, so it cannot complete text")
-    tokens = model.to_tokens(prompt)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    tokens = Prompts.of(model, [prompt], chat=chat).rows[0][None].to(model.W_U.device)
+    with measuring(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         out = model.generate(
             tokens, max_new_tokens=max_new_tokens, do_sample=do_sample, verbose=False, return_type="tokens"
