@@ -8,7 +8,8 @@ import torch
 
 from tests import families
 from tl_flash import activation_stats, clamp_sweep, flash_decode, mention_rate, validate
-from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, complete_text, measuring
+from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, complete_text
+from tl_flash.weights import measuring
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(bridge):

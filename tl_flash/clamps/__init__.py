@@ -11,7 +11,6 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
-from tl_flash.clamps.running import measuring
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
-    "measuring",
 ]

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tl_flash.clamps.positions import PositionName, Positions, parse_positions
 from tl_flash.clamps.prompts import Prompts, PromptsLike
-from tl_flash.clamps.running import measuring
 from tl_flash.clamps.sites import attached, neuron_site, refuse_block_hook
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
+from tl_flash.weights import measuring
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps.prompts import Prompts
-from tl_flash.clamps.running import measuring
+from tl_flash.weights import measuring
 
 _LOGITS_AT_ONCE = 2**26
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tl_flash.clamps.prompts import Prompts
-from tl_flash.clamps.running import measuring
+from tl_flash.weights import measuring
 
 
 def complete_text(

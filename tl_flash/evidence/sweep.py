@@ -133,7 +133,7 @@ def clamp_sweep(
 
 
 def _tokens(model: Any, tokens: Sequence[str | int]) -> tuple[list[int], tuple[str, ...]]:
-    vocab = Vocab.of_tokenizer(getattr(model, "tokenizer", None), model.W_U.shape[1])
+    vocab = Vocab.of_model(model, model.W_U.shape[1])
     ids = vocab.ids(tokens)
     if not ids:
         raise ValueError("tokens: expected at least one token to follow, got none")

@@ -11,8 +11,8 @@ from torch import Tensor
 class Readout:
     """What n directions stand for; every tensor on the CPU.
 
-    Pole 0 reads x, pole 1 reads -x. Logits descend; equal ones are ordered by token id. A zero direction has no reading:
-    its ids are -1, its norm is 0, and its other numbers are NaN.
+    Pole 0 reads x, pole 1 reads -x. Logits descend; equal ones are ordered by token id.
+    A zero direction has no reading: its ids are -1, its norm is 0, and its other numbers are NaN.
     """
 
     ids: Tensor
@@ -35,7 +35,7 @@ class Readout:
 
     @property
     def zero(self) -> Tensor:
-        """bool [n], which directions are zero."""
+        """Which directions are zero, bool [n]."""
         return self.ids[0, :, 0] < 0
 
 

@@ -40,7 +40,10 @@ def reference_decode(
     length = torch.linalg.vector_norm(x, dim=-1)
     zero = torch.linalg.vector_norm(x if gain is None else x * gain.to(dtype), dim=-1) == 0
     if score == "cosine":
-        x, W = x / length.masked_fill(zero, 1)[:, None], W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(dtype).tiny)
+        x, W = (
+            x / length.masked_fill(zero, 1)[:, None],
+            W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(dtype).tiny),
+        )
     scores = torch.einsum("nd,dv->nv", x, W)
     mean = scores.mean(-1)
     centred = scores - mean[:, None]

@@ -44,10 +44,10 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
 
 
 def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores; NaN for a zero one.
+    """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores.
 
     They are x . mean(W_U) and the root of x' C x, with C the covariance of W_U's columns, made at the first call
-    and kept.
+    and kept. Those of a zero direction are NaN.
 
     Raises:
         TypeError: x is not a float tensor.

@@ -19,7 +19,7 @@ def measuring(model: Any) -> Iterator[None]:
         model: a HookedTransformer, a TransformerBridge, or any module.
 
     Example:
-        >>> from tl_flash.clamps import measuring
+        >>> from tl_flash.weights import measuring
         >>> with measuring(model):
         ...     model("One day,").requires_grad
         False
