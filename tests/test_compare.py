@@ -89,14 +89,14 @@ def test_maps_of_other_shape_side_or_vocabulary_are_refused(x, W_U):
     with pytest.raises(ValueError, match="same d_mlp"):
         compare(a, decoded(x[1:], W_U))
     with pytest.raises(ValueError, match="same d_vocab"):
-        compare(a, decode_directions(x, W_U[:, 1:], k=5))
+        compare(a, decode_directions(x, W_U[:, 1:], k=5))  # without strings
     with pytest.raises(ValueError, match="same fold_ln"):
         compare(a, dataclasses.replace(a, source=dataclasses.replace(a.source, fold_ln=True)))
     with pytest.raises(ValueError, match="same side"):
         compare(a, dataclasses.replace(a, side="out"))
-    strings = ["other", *a.vocab.strings[1:]]
-    with pytest.raises(ValueError, match="token 0: ' w0' in a, 'other' in b"):
-        compare(a, dataclasses.replace(a, vocab=dataclasses.replace(a.vocab, strings=tuple(strings))))
+    others = tuple(f"other {id}" for id in range(V))
+    with pytest.raises(ValueError, match="tokens that a has too"):
+        compare(a, dataclasses.replace(a, vocab=dataclasses.replace(a.vocab, strings=others)))
     with pytest.raises(TypeError):
         compare(a, "map")
 
@@ -105,3 +105,46 @@ def test_a_saved_map_compares(x, W_U, tmp_path):
     a = decoded(x, W_U)
     a.save(tmp_path / "a.safetensors")
     assert compare(a, NeuronMap.load(tmp_path / "a.safetensors")).agreement == 1
+
+
+def test_maps_of_other_tokens_are_compared_over_those_of_both(x, W_U):
+    """A fine-tune that renamed token 3, moved token 5 behind the others, and added four."""
+    names = [f" w{id}" for id in range(V)]
+    order = [*range(5), *range(6, V), 5]
+    added = torch.randn(D, 4, generator=torch.Generator().manual_seed(3)) * 3
+    theirs = [" w3" if id == 3 else names[id] for id in order]
+    theirs[3] = "<|im_start|>"
+    a = decode_directions(x, W_U, k=2, tokenizer=names)
+    b = decode_directions(x, torch.cat([W_U[:, order], added], 1), k=2, tokenizer=[*theirs, "n0", "n1", "n2", "n3"])
+    found = compare(a, b)
+    assert found.n_tokens == V - 1 and f"over {V - 1} tokens of both" in repr(found)
+    same, jaccard = [], []
+    for row in range(N):
+        one, other = ([t for t in map.positive.strings[0, row] if t in names and t != " w3"] for map in (a, b))
+        assert bool(found.compared[0, row]) == bool(one and other)
+        same.append(bool(one and other) and one[0] == other[0])
+        jaccard.append(len({*one} & {*other}) / len({*one} | {*other}) if one and other else float("nan"))
+    assert found.same_top[0].tolist() == same and found.compared.sum() < N
+    assert found.overlap[0].tolist() == pytest.approx(jaccard, nan_ok=True)
+    assert found.agreement == pytest.approx(sum(same) / int(found.compared.sum()))
+    changed = found.changed(N)
+    assert not set(changed["token_a"]) & {" w3"} and not set(changed["token_b"]) & {"<|im_start|>", "n0"}
+    again = compare(b, a)
+    assert again.agreement == found.agreement and again.null == pytest.approx(found.null)
+
+
+def test_renamed_tokens_alone_change_nothing_else(x, W_U):
+    a = decoded(x, W_U)
+    renamed = tuple("<|new|>" if id == 9 else string for id, string in enumerate(a.vocab.strings))
+    found = compare(a, dataclasses.replace(a, vocab=dataclasses.replace(a.vocab, strings=renamed)))
+    assert found.agreement == 1 and found.n_tokens == V - 1
+
+
+def test_zero_directions_are_not_compared(x, W_U):
+    pruned = x.clone()
+    pruned[:100] = 0
+    found = compare(decoded(pruned, W_U), decoded(x, W_U))
+    assert found.agreement == 1 and found.compared.sum() == N - 100 and len(found.changed(N)) == 0
+    assert not found.same_top[0, :100].any() and found.overlap[0, :100].isnan().all()
+    assert found.by_specialisation(2)["neurons"].sum() == N - 100
+    assert found.null == pytest.approx(compare(decoded(x[100:], W_U), decoded(x[100:], W_U)).null)

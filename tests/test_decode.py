@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,7 +124,6 @@ def test_what_is_no_model_is_refused(model):
     ("directions", "message"),
     [
         (torch.zeros(0, 40), "at least one row"),
-        (torch.zeros(3, 40), "zero"),
         (torch.full((3, 40), torch.nan), "NaN"),
         (torch.ones(3, 41), "expected shape"),
     ],
@@ -134,15 +134,15 @@ def test_wrong_directions_are_refused(bridge, directions, message):
 
 
 def test_directions_of_another_kind_are_refused(bridge):
-    for directions in (torch.ones(40), torch.ones(3, 40, dtype=torch.long), [[1.0] * 40]):
+    for directions in (torch.ones(3, 40, dtype=torch.long), np.ones((3, 40), dtype=int), [[1.0] * 40]):
         with pytest.raises(TypeError):
             decode_directions(directions, bridge)
 
 
-def test_a_zero_neuron_is_named(bridge, monkeypatch):
+def test_a_neuron_that_cannot_be_read_is_named(bridge, monkeypatch):
     weights = read(bridge)
     holed = weights.layer(1).W_in.clone()
-    holed[7] = 0
+    holed[7] = 3e38
     broken = dataclasses.replace(
         weights, read_layer=lambda layer: dataclasses.replace(weights.layer(layer), W_in=holed)
     )
@@ -160,3 +160,61 @@ def test_cosines_of_a_centred_and_an_uncentred_unembedding_are_not_compared(brid
     with pytest.raises(ValueError, match="same center_unembed as a, False; got True"):
         compare(flash_decode(bridge, score="cosine"), flash_decode(hooked, score="cosine"))
     assert compare(flash_decode(bridge), flash_decode(hooked)).agreement == 1
+
+
+# Directions and unembeddings in other forms
+
+
+def same(a, b):
+    return torch.equal(a.positive.ids, b.positive.ids) and torch.equal(a.positive.logits, b.positive.logits)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+
+
+def test_arrays_single_vectors_columns_and_parameters_are_taken(bridge, rows):
+    expected = decode_directions(rows, bridge, k=3)
+    for given in (rows.numpy(), rows.T, rows.T.numpy(), torch.nn.Parameter(rows), rows.numpy().astype(">f4")):
+        assert same(decode_directions(given, bridge, k=3), expected)
+    one = decode_directions(rows[2], bridge, k=3)
+    assert one.positive.ids.tolist() == [[expected.positive.ids[0, 2].tolist()]]
+    assert same(one, decode_directions(rows[2].numpy(), bridge, k=3))
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_an_lm_head_is_taken_for_an_unembedding(rows, vector):
+    head = torch.randn(97, 40, generator=torch.Generator().manual_seed(1))
+    x = rows[0] if vector else rows
+    expected = decode_directions(x, head.T, k=3)
+    for given in (head, head.numpy(), torch.nn.Parameter(head)):
+        assert same(decode_directions(x, given, k=3), expected)
+    if not vector:
+        assert same(decode_directions(x.T, head, k=3), expected) and same(decode_directions(x.T, head.T, k=3), expected)
+
+
+def test_square_directions_are_rows(bridge):
+    square = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
+    assert same(decode_directions(square, bridge), decode_directions(square.T.contiguous().T, bridge))
+    assert not same(decode_directions(square, bridge), decode_directions(square.T, bridge))
+
+
+@pytest.mark.parametrize(
+    ("x", "W_U", "message"),
+    [
+        ((5, 40), (41, 97), "in no way"),
+        ((6, 4), (6, 4), "in more than one way"),
+        ((5, 40), (40, 97, 1), "expected shape"),
+        ((5, 40), (40,), "expected an unembedding"),
+        ((1, 5, 40), (40, 97), "expected shape"),
+    ],
+)
+def test_what_fits_in_no_way_or_several_says_which_way_round(x, W_U, message):
+    with pytest.raises(ValueError, match=rf"{message}.*d_model"):
+        decode_directions(torch.randn(x), torch.randn(W_U), k=2)
+
+
+def test_directions_that_do_not_fit_the_model_say_which_way_round(bridge):
+    with pytest.raises(ValueError, match=r"a direction a row, or \[40, n\], a direction a column, got \[3, 41\]"):
+        decode_directions(torch.ones(3, 41), bridge)

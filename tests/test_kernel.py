@@ -139,6 +139,49 @@ def test_statistics_of_large_scores_do_not_overflow(bf16):
         torch.testing.assert_close(getattr(ours, name), getattr(right, name), rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_zero_direction_has_no_reading_and_leaves_the_others_theirs(bf16, score, precision):
+    x, W_U, gain = draw(40, 16, 300)
+    gain[0] = 0
+    zero = torch.zeros(40, dtype=torch.bool)
+    zero[[0, 7, 23, 39]] = True
+    x[[0, 7]] = 0
+    x[23] = torch.eye(16)[0]  # lies where the gain is zero
+    x[39] = 0.1 * 2.0**-149  # below the smallest float32
+    options = dict(gain=gain, score=score)
+    ours = decode(x, prepare(W_U, bf16=bf16, precision=precision, **options), k=5, tracked=[2, 3])
+    assert torch.equal(ours.zero, zero) and (ours.ids[:, zero] == -1).all() and (ours.norm[zero] == 0).all()
+    for name in ("logits", "log_z"):
+        assert getattr(ours, name)[:, zero].isnan().all(), name
+    for name in ("mean", "std", "kurtosis", "tracked"):
+        assert getattr(ours, name)[zero].isnan().all(), name
+    alone = decode(x[~zero], prepare(W_U, bf16=bf16, precision=precision, **options), k=5, tracked=[2, 3])
+    assert torch.equal(ours.ids[:, ~zero], alone.ids) and torch.equal(ours.logits[:, ~zero], alone.logits)
+    assert ours.repaired == alone.repaired
+    right = truth(x, W_U, k=5, tracked=[2, 3], **options)
+    assert torch.equal(right.zero, zero) and torch.equal(ours.ids, right.ids)
+    assert all(torch.equal(getattr(ours, name).isnan(), getattr(right, name).isnan()) for name in STATISTICS[1:])
+
+
+def test_a_constant_direction_is_zero_once_centred():
+    x, W_U, _ = draw(6, 8, 50)
+    x[5] = 0.1
+    unembedding = prepare(W_U, centre=True)
+    assert decode(x, unembedding, k=2).zero.tolist() == [False] * 5 + [True]
+    assert token_scores(x, torch.zeros(6, 2).long(), unembedding)[5].isnan().all()
+    assert all(of_row[5].isnan() and not of_row[:5].isnan().any() for of_row in moments(x, unembedding))
+
+
+def test_a_direction_of_norm_0_is_zero():
+    x, W_U, _ = draw(6, 8, 50)
+    norm = torch.ones(6)
+    norm[2] = 0
+    readout = decode(x, prepare(W_U), k=2, norm=norm)
+    assert readout.zero.nonzero().flatten().tolist() == [2] and norm.tolist().count(0) == 1
+
+
 def test_a_W_U_of_zeros_ties_throughout():
     ours = decode(torch.ones(2, 3), prepare(torch.zeros(3, 50)), k=4)
     assert ours.ids.tolist() == [[[0, 1, 2, 3]] * 2] * 2
@@ -610,15 +653,13 @@ REFUSALS = [
     (lambda: decode(X, prepare(W), max_bytes="1G"), TypeError, r"max_bytes: expected a whole number of bytes, got str"),
     (lambda: decode(X[:, :7], prepare(W)), ValueError, r"x: expected shape \[n, 8\], got \[6, 7\]"),
     (lambda: decode(with_value((6, 8), math.nan, 4), prepare(W)), ValueError, r"x: expected finite .* row 4"),
-    (lambda: decode(with_value((6, 8), 0, 5), prepare(W)), ValueError, r"x: .* not zero .* row 5"),
-    (lambda: decode(with_value((6, 8), 0.1, 5), prepare(W, centre=True)), ValueError, r"x: .* not zero .* row 5"),
-    (lambda: decode(X, prepare(W, gain=torch.zeros(8))), ValueError, r"x: .* not zero .* row 0"),
+    (lambda: prepare(W, gain=torch.zeros(8)), ValueError, "gain: .* not zero throughout"),
     (lambda: decode(X, prepare(W), k=0), ValueError, r"k: expected 1 to 50, .* got 0"),
     (lambda: decode(X, prepare(W, ignore=[7]), k=50), ValueError, r"k: expected 1 to 49, .* got 50"),
     (lambda: decode(X, prepare(W), k=2.0), TypeError, r"k: expected a whole number of tokens, got float"),
     (lambda: decode(X, prepare(W), tracked=[-1]), ValueError, r"tracked: expected token ids from 0 to 49, got -1"),
     (lambda: decode(X, prepare(W), norm=torch.ones(5)), ValueError, r"norm: expected shape \[6\].* got \[5\]"),
-    (lambda: decode(X, prepare(W), norm=with_value(6, 0, 2).abs()), ValueError, r"norm: .* got 0.0 in row 2"),
+    (lambda: decode(X, prepare(W), norm=with_value(6, -1, 2)), ValueError, r"norm: .* got -.* in row"),
     (lambda: decode(X, prepare(W), max_bytes=1000), ValueError, r"max_bytes: expected at least \d+ .* got 1000"),
     (lambda: token_scores(X, torch.zeros(5, 2).long(), prepare(W)), ValueError, r"ids: expected shape \[6, m\]"),
     (lambda: token_scores(X, torch.full((6, 2), 50), prepare(W)), ValueError, r"ids: expected token ids from 0"),

@@ -1,10 +1,11 @@
+import copy
 import json
 
 import pandas as pd
 import pytest
 import torch
 
-from tl_flash import Hit, Neuron, decode_directions
+from tl_flash import Hit, Neuron, decode_directions, flash_decode
 from tl_flash.maps import Null
 
 V, D, N, K = 60, 24, 400, 4
@@ -194,3 +195,62 @@ def test_the_map_describes_itself(neurons):
     for part in ("1 layers x 400 neurons", 'side "direction"', "k=4", "d_vocab=60", "null"):
         assert part in text
     assert len(neurons) == N and neurons.d_vocab == V and neurons.d_mlp == N and neurons.k == K
+
+
+# Zero directions
+
+
+@pytest.fixture(scope="module")
+def pruned(W_U):
+    directions = torch.randn(60, D, generator=torch.Generator().manual_seed(1))
+    directions[[0, 7, 59]] = 0
+    return decode_directions(directions, W_U, k=K, tokens=[3], tokenizer=Words())
+
+
+def test_a_zero_direction_is_in_the_map_marked_and_without_a_reading(pruned):
+    zero = pruned.zero
+    assert zero[0].nonzero().flatten().tolist() == [0, 7, 59] and len(pruned) == 60
+    for top in (pruned.positive, pruned.negative):
+        assert (top.ids[zero] == -1).all() and (top.strings[zero.numpy()] == "<none>").all()
+        for name in ("logits", "log_z", "write_z", "z", "probs"):
+            values = getattr(top, name)
+            assert values[zero].isnan().all() and not values[~zero].isnan().any(), name
+    for values in (pruned.std, pruned.kurtosis, pruned.mean, pruned.tracked[3]):
+        assert torch.equal(values.isnan(), zero)
+    assert torch.equal(pruned.norm == 0, zero)
+    assert "a zero direction, which has no reading" in str(pruned["L0N7"]) and not pruned["L0N7"].specialised
+    assert "3 zero directions" in repr(pruned)
+
+
+@pytest.mark.parametrize("by", ["z", "prob", "write", "coherence"])
+def test_a_zero_direction_is_never_found_and_never_specialised(pruned, by):
+    zero = {Neuron(0, index) for index in (0, 7, 59)}
+    assert not zero & {hit.neuron for hit in pruned.specialised(60, quantile=0.0, by=by)}
+    found = [hit for id in range(V) for hit in pruned.find(id, n=1000, by=by)]
+    assert len(found) == 2 * 57 * K and not zero & {hit.neuron for hit in found}
+
+
+def test_a_zero_direction_is_a_row_of_the_frame(pruned):
+    frame = pruned.to_frame()
+    rows = frame[frame["token_id"] == -1]
+    assert len(frame) == 120 and len(rows) == 6 and set(rows["token"]) == {"<none>"}
+    assert rows[["logit", "prob", "z", "write_z", "log_z", "std", "kurtosis"]].isna().all(axis=None)
+
+
+def test_a_layer_of_zeros_has_no_null(W_U):
+    neurons = decode_directions(torch.zeros(40, D), W_U, k=K)
+    assert neurons.zero.all() and neurons.null.quantile().isnan().all() and neurons.n_specialised() == 0
+
+
+def test_one_pruned_neuron_and_one_dead_latent_refuse_nothing(bridge):
+    model = copy.deepcopy(bridge)
+    with torch.no_grad():
+        model.blocks[1].mlp.W_in[:, 3] = 0
+        model.blocks[1].mlp.W_out[5] = 0
+    for side, dead in (("in", 3), ("out", 5)):
+        whole, neurons = flash_decode(bridge, side=side, k=K), flash_decode(model, side=side, k=K)
+        assert neurons.zero.nonzero().tolist() == [[1, dead]]
+        alive = ~neurons.zero
+        assert torch.equal(neurons.positive.ids[alive], whole.positive.ids[alive])
+    assert not torch.isnan(flash_decode(model, side="in").positive.write_z[1, 4]).any()
+    assert flash_decode(model, side="in", k=K).positive.write_z[1, 5].isnan().all(), "it writes nothing"

@@ -1,5 +1,10 @@
+import copy
+import dataclasses
+import io
 import json
+import multiprocessing
 import os
+import pickle
 
 import pytest
 import torch
@@ -7,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.test_neuron_map import Words
-from tl_flash import NeuronMap, artefacts, decode_directions
+from tl_flash import NeuronMap, artefacts, compare, decode_directions
 from tl_flash.maps import storage
 from tl_flash.weights import digest
 
@@ -118,10 +123,10 @@ def test_a_foreign_file_is_refused(path):
 
 
 def test_a_newer_format_is_refused(path, neurons, monkeypatch):
-    monkeypatch.setattr(storage, "VERSION", 2)
+    monkeypatch.setattr(storage, "_version", lambda map: 3)
     neurons.save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format 2, newer.*upgrade"):
+    with pytest.raises(ValueError, match="format 3, newer.*upgrade"):
         NeuronMap.load(path)
 
 
@@ -143,3 +148,74 @@ def test_a_crash_on_the_way_leaves_the_old_file(path, neurons, monkeypatch):
         monkeypatch.undo()
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name], "no partial file stays"
+
+
+# Versions
+
+
+@pytest.fixture(scope="module")
+def pruned(neurons):
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    x[[3, 9]] = 0
+    W_U = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    return decode_directions(x, W_U, k=3, tokenizer=Words())
+
+
+def version_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()[storage.FORMAT])["version"]
+
+
+def test_zero_directions_round_trip(pruned, tmp_path):
+    path = tmp_path / "map.safetensors"
+    pruned.save(path)
+    loaded = NeuronMap.load(path)
+    assert torch.equal(loaded.zero, pruned.zero) and loaded.zero.sum() == 2
+    assert (loaded.positive.strings == pruned.positive.strings).all()
+    assert torch.equal(loaded.positive.probs.isnan().any(-1), pruned.zero)
+    loaded.save(tmp_path / "again")
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_only_what_older_readers_would_misread_is_of_a_newer_format(neurons, pruned, tmp_path):
+    no_norm = dataclasses.replace(neurons, source=dataclasses.replace(neurons.source, final_norm=False))
+    for map, version in ((neurons, 1), (pruned, 2), (no_norm, 2)):
+        map.save(tmp_path / "map")
+        assert version_of(tmp_path / "map") == version
+
+
+def test_a_map_of_before_final_norm_was_recorded_loads(neurons, tmp_path, monkeypatch):
+    source = {key: value for key, value in dataclasses.asdict(neurons.source).items() if key != "final_norm"}
+    monkeypatch.setattr(storage, "asdict", lambda _: source)
+    neurons.save(tmp_path / "map")
+    loaded = NeuronMap.load(tmp_path / "map")
+    assert loaded.source.final_norm and torch.equal(loaded.positive.probs, neurons.positive.probs)
+
+
+# Pickles
+
+
+def pickled(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+def torch_saved(thing):
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def in_another_process(thing):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(copy.copy, (thing,))
+
+
+@pytest.mark.parametrize("carry", [pickled, torch_saved, copy.deepcopy, in_another_process])
+def test_results_travel(neurons, carry):
+    hits = neurons.find(" w5")
+    map, found, comparison = carry((neurons, hits, compare(neurons, neurons)))
+    assert str(map.find(" w5")) == str(found) == str(hits) and map.vocab == neurons.vocab
+    assert torch.equal(map.positive.probs, neurons.positive.probs)
+    assert comparison.agreement == 1 and str(comparison.a["L0N3"]) == str(neurons["L0N3"])
+    assert compare(map, neurons).agreement == 1

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -80,3 +82,82 @@ def test_other_tokens_are_refused(token):
 def test_one_string_is_no_list_of_tokens():
     with pytest.raises(TypeError, match="expected a list"):
         Vocab(10).ids(" dog")
+
+
+def test_the_id_of_a_zero_direction_is_no_tokens():
+    vocab = Vocab.of_tokenizer(["a", "b"], d_vocab=2)
+    assert vocab.string(-1) == "<none>" == vocab.names[-1] and list(vocab.names[:2]) == ["a", "b"]
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        vocab.id(-1)
+
+
+# Other tokenizers
+
+
+class Tiktoken:
+    """What tiktoken's Encoding offers, with a hole before the last, special token."""
+
+    n_vocab = 5
+    _words = {0: "a", 1: " dog", 2: " cat", 4: "<|end|>"}
+
+    def decode(self, ids):
+        return "".join(self._words[id] for id in ids)
+
+    def encode(self, text):
+        return [1, 2] if text == " dog cat" else [0]
+
+
+def test_the_tokenizers_package_is_read_as_transformers_is():
+    for wrapped in (byte_level(), sentence_piece()):
+        plain = Vocab.of_tokenizer(wrapped.backend_tokenizer, d_vocab=13)
+        assert plain == Vocab.of_tokenizer(wrapped, d_vocab=13)
+        with pytest.raises(ValueError, match=r"it is 2: "):
+            plain.id("hehe" if plain.string(5) == "he" else "dog dog")
+
+
+def test_tiktoken_is_read_and_its_holes_are_nameless():
+    vocab = Vocab.of_tokenizer(Tiktoken(), d_vocab=6)
+    assert vocab.strings == ("a", " dog", " cat", None, "<|end|>") and vocab.nameless() == [3, 5]
+    with pytest.raises(ValueError, match=r"it is 2: \[' dog', ' cat'\]"):
+        vocab.id(" dog cat")
+
+
+def test_sentencepiece_itself_is_read(tmp_path):
+    spm = pytest.importorskip("sentencepiece")
+    text = tmp_path / "text"
+    text.write_text("the dog saw a cat and the cat ran to the red house\n" * 20)
+    spm.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "m"), vocab_size=22, byte_fallback=False, minloglevel=2
+    )
+    model = spm.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    vocab = Vocab.of_tokenizer(model, d_vocab=22)
+    assert any(string.startswith(" ") for string in vocab.strings)
+    assert vocab.strings[0] == "<unk>" and not any("▁" in string for string in vocab.strings)
+
+
+@pytest.mark.parametrize("table", [["a", "b"], ("a", "b"), {"a": 0, "b": 1}, {0: "a", 1: "b"}])
+def test_a_table_of_strings_is_a_tokenizer(table):
+    assert Vocab.of_tokenizer(table, d_vocab=3).strings == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "error", "message"),
+    [
+        ("gpt2", TypeError, "str is of no known kind"),
+        (object(), TypeError, "object is of no known kind; expected one of transformers"),
+        ([1, 2], ValueError, "strings with ids from 0, got 1 with 0"),
+        ({"a": 0, "b": 0}, ValueError, "one string for each id"),
+        ({"a": -1}, ValueError, "ids from 0"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_by_name(tokenizer, error, message):
+    with pytest.raises(error, match=message):
+        Vocab.of_tokenizer(tokenizer, d_vocab=3)
+
+
+def test_a_pickled_vocabulary_leaves_the_tokenizer_behind():
+    vocab = Vocab.of_tokenizer(byte_level(), d_vocab=12)
+    vocab.names, vocab.id("dog")  # noqa: B018 - caches that a pickle could carry along
+    again = pickle.loads(pickle.dumps(vocab))
+    assert again == vocab and again.id(" dog") == 6 and again.nameless() == [10, 11]
+    assert b"Tokenizer" not in pickle.dumps(vocab)

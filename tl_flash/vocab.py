@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+Split = Callable[[str], list[int]]
+"""The tokens of a text, without special ones added."""
+NO_TOKEN = "<none>"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's fallback for bytes that no token holds
 
 
@@ -25,29 +28,57 @@ class Vocab:
     d_vocab: int
     strings: tuple[str | None, ...] = field(default=(), repr=False)
     """One per id of the tokenizer, None where an id is no token; empty without a tokenizer."""
-    split: Callable[[str], list[int]] | None = field(default=None, compare=False, repr=False)
+    split: Split | None = field(default=None, compare=False, repr=False)
     """The tokenizer's pieces of a text, for error messages."""
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Any, d_vocab: int) -> Vocab:
-        """Read the strings of a Hugging Face tokenizer; of None, a vocabulary without strings."""
+        """Read the strings of a tokenizer.
+
+        Args:
+            tokenizer: of Hugging Face (transformers or tokenizers), tiktoken or SentencePiece; or the strings
+                themselves: a list by id, a dict of id to string or of string to id. None gives a vocabulary without.
+            d_vocab: tokens of the unembedding.
+
+        Raises:
+            TypeError: a tokenizer of another kind.
+            ValueError: ids that are no whole numbers from 0, or two strings for one.
+        """
         if tokenizer is None:
             return cls(d_vocab)
-        raw = {id: token for token, id in tokenizer.get_vocab().items() if id < d_vocab}
-        ids = sorted(raw)
-        decoded = tokenizer.batch_decode([[id] for id in ids], clean_up_tokenization_spaces=False)
-        strings: list[str | None] = [None] * (ids[-1] + 1 if ids else 0)
-        for id, text in zip(ids, decoded, strict=True):
-            strings[id] = _display(raw[id], text)
-        return cls(d_vocab, tuple(strings), split=lambda text: tokenizer.encode(text, add_special_tokens=False))
+        strings, split = _read_tokenizer(tokenizer)
+        known = {id: string for id, string in strings.items() if id < d_vocab}
+        return cls(d_vocab, tuple(known.get(id) for id in range(max(known, default=-1) + 1)), split=split)
+
+    @classmethod
+    def of_model(cls, model: Any, d_vocab: int, tokenizer: Any = None) -> Vocab:
+        """The vocabulary of a model's unembedding, named by a tokenizer, by default the model's own.
+
+        A model that answers with classes of its own (`cfg.d_vocab_out` other than `cfg.d_vocab`, as in modular
+        addition) does not name them by the tokens that it reads.
+        """
+        cfg = getattr(model, "cfg", None)
+        d_in, d_out = getattr(cfg, "d_vocab", None), getattr(cfg, "d_vocab_out", None)
+        if tokenizer is None and (d_in == d_out or d_out in (None, -1)):
+            tokenizer = getattr(model, "tokenizer", None)
+        return cls.of_tokenizer(tokenizer, d_vocab)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle keeps: as a map's file, the strings, and no tokenizer."""
+        return {"d_vocab": self.d_vocab, "strings": self.strings, "split": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Vocab:
+        return self  # nothing in it changes
 
     @cached_property
     def names(self) -> np.ndarray:
-        """Display strings by id, an object array [d_vocab]."""
-        return np.array([self.string(id) for id in range(self.d_vocab)], dtype=object)
+        """Display strings by id, an object array [d_vocab + 1]; the last is that of id -1, which is no token."""
+        return np.array([self.string(id) for id in (*range(self.d_vocab), -1)], dtype=object)
 
     def string(self, id: int) -> str:
-        """The display string of an id."""
+        """The display string of an id; of -1, the id that a zero direction has, "<none>"."""
+        if id < 0:
+            return NO_TOKEN
         string = self.strings[id] if id < len(self.strings) else None
         return f"<{id}>" if string is None else string
 
@@ -108,6 +139,64 @@ class Vocab:
             hint = f", but it is {len(pieces)}: {[self.string(id) for id in pieces]}"
         near = [other for other in (" " + token.lstrip(), token.lstrip()) if other in self._ids_by_string]
         return hint + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+
+
+def _read_tokenizer(tokenizer: Any) -> tuple[dict[int, str], Split | None]:
+    """The display string of each id, and how the tokenizer splits a text, where it can."""
+    if isinstance(tokenizer, Mapping | Sequence) and not isinstance(tokenizer, str | bytes):
+        return _of_table(tokenizer), None
+    if hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "batch_decode"):
+        return _of_transformers(tokenizer), lambda text: tokenizer.encode(text, add_special_tokens=False)
+    if hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "decode_batch"):
+        return _of_tokenizers(tokenizer), lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    if hasattr(tokenizer, "n_vocab") and hasattr(tokenizer, "decode"):
+        return _of_tiktoken(tokenizer), tokenizer.encode
+    if hasattr(tokenizer, "id_to_piece") and hasattr(tokenizer, "get_piece_size"):
+        return _of_sentencepiece(tokenizer), tokenizer.encode
+    raise TypeError(
+        f"tokenizer: {type(tokenizer).__name__} is of no known kind; expected one of transformers, tokenizers, "
+        "tiktoken or sentencepiece, or its strings: a list by id, or a dict"
+    )
+
+
+def _of_table(table: Mapping[Any, Any] | Sequence[Any]) -> dict[int, str]:
+    pairs = list(table.items() if isinstance(table, Mapping) else enumerate(table))
+    if pairs and isinstance(pairs[0][0], str):
+        pairs = [(id, string) for string, id in pairs]
+    for id, string in pairs:
+        if isinstance(id, bool) or not hasattr(id, "__index__") or id < 0 or not isinstance(string, str):
+            raise ValueError(f"tokenizer: expected strings with ids from 0, got {string!r} with {id!r}")
+    strings = {int(id): string for id, string in pairs}
+    if len(strings) < len(pairs):
+        raise ValueError(f"tokenizer: expected one string for each id, got {len(pairs)} strings for {len(strings)} ids")
+    return strings
+
+
+def _of_transformers(tokenizer: Any) -> dict[int, str]:
+    raw = {id: token for token, id in tokenizer.get_vocab().items()}
+    decoded = tokenizer.batch_decode([[id] for id in raw], clean_up_tokenization_spaces=False)
+    return {id: _display(raw[id], text) for id, text in zip(raw, decoded, strict=True)}
+
+
+def _of_tokenizers(tokenizer: Any) -> dict[int, str]:
+    raw = {id: token for token, id in tokenizer.get_vocab().items()}
+    decoded = tokenizer.decode_batch([[id] for id in raw], skip_special_tokens=False)
+    return {id: _display(raw[id], text) for id, text in zip(raw, decoded, strict=True)}
+
+
+def _of_tiktoken(tokenizer: Any) -> dict[int, str]:
+    strings = {}
+    for id in range(tokenizer.n_vocab):
+        try:
+            strings[id] = tokenizer.decode([id])
+        except KeyError:  # tiktoken's vocabularies have holes before the special tokens
+            continue
+    return strings
+
+
+def _of_sentencepiece(tokenizer: Any) -> dict[int, str]:
+    pieces = ((id, tokenizer.id_to_piece(id)) for id in range(tokenizer.get_piece_size()))
+    return {id: piece if _BYTE.fullmatch(piece) else piece.replace("▁", " ") for id, piece in pieces}
 
 
 def _display(raw: str, decoded: str) -> str:

@@ -11,7 +11,7 @@ from tl_flash.clamps.caches import reads_its_cache
 from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
-from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts
+from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Mode",
     "Positions",
     "Prompts",
+    "PromptsLike",
     "activation_stats",
     "answers_alone",
     "clamp",

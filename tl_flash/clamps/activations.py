@@ -8,14 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.clamps.positions import PositionName, Positions, parse_positions
-from tl_flash.clamps.prompts import Prompts
+from tl_flash.clamps.prompts import Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, neuron_site, refuse_block_hook
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
+from tl_flash.weights import measuring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,8 +94,9 @@ class ActivationStats:
 
 def activation_stats(
     model: Any,
-    prompts: Sequence[str] | Int[Tensor, "prompt position"] | Sequence[Tensor],
+    prompts: PromptsLike,
     *,
+    chat: bool = False,
     layers: Sequence[int] | None = None,
     positions: Positions = None,
     include_bos: bool = False,
@@ -113,8 +115,9 @@ def activation_stats(
 
     Args:
         model: a HookedTransformer or a TransformerBridge with dense MLPs.
-        prompts: texts, tokenised by the model's own `to_tokens`, or token ids without padding, as one tensor or several
-            ([prompt, position] or [position]). Prompts of one length share a batch, so none is ever padded.
+        prompts: texts, token ids, what a tokenizer returns, or conversations, as `Prompts.of` takes them. Prompts of
+            one length share a batch, so none is ever padded.
+        chat: each text is what a user says, in the tokenizer's chat template.
         layers: which layers; all by default.
         positions: None for all, "last" for each prompt's last, or indices from 0.
         include_bos: measure also a beginning-of-sequence token at position 0. Attention sinks there drive some neurons
@@ -143,7 +146,7 @@ def activation_stats(
         raise ValueError(f"quantiles: expected levels from 0 to 1, got {tuple(quantiles)}")
     if sample < 1:
         raise ValueError(f"sample: expected 1 or more, got {sample}")
-    texts = Prompts.of(model, prompts)
+    texts = Prompts.of(model, prompts, chat=chat)
     rows = texts.rows
     keep = [_kept(model, row, parse_positions(positions), include_bos) for row in rows]
     drawn = _draw(keep, sample, seed)
@@ -152,7 +155,7 @@ def activation_stats(
         raise ValueError("layers: expected at least one, got none")
     tallies = {neuron_site(model, layer, "post").name: _Tally() for layer in chosen}
     device = model.W_U.device
-    with torch.no_grad():
+    with measuring(model):
         for batch, tokens in track(list(texts.batches(batch_size)), "measuring activations", progress):
             kept, draws = (torch.stack([each[i] for i in batch]).to(device) for each in (keep, drawn))
             hooks = [(name, partial(tally.add, keep=kept, drawn=draws)) for name, tally in tallies.items()]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps.prompts import Prompts
+from tl_flash.weights import measuring
 
 _LOGITS_AT_ONCE = 2**26
 
@@ -46,7 +47,7 @@ class Answers:
         longest, d_vocab = max(map(len, prompts.rows)), model.W_U.shape[1]
         size = max(1, _LOGITS_AT_ONCE // (longest * d_vocab)) if batch_size is None else batch_size
         last, nll = torch.empty(len(prompts.rows), d_vocab), torch.empty(len(prompts.rows))
-        with torch.no_grad():
+        with measuring(model):
             for batch, tokens in prompts.batches(size):
                 with held(batch):
                     logits = model(tokens.to(model.W_U.device)).float().cpu()

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 
 from tl_flash.clamps.caches import reads_its_cache
+from tl_flash.clamps.prompts import Prompts
+from tl_flash.weights import measuring
 
 
-def complete_text(model: Any, prompt: str, max_new_tokens: int = 24, *, do_sample: bool = False, seed: int = 0) -> str:
-    """What a model generates after a prompt, without the prompt and special tokens.
+def complete_text(
+    model: Any, prompt: Any, max_new_tokens: int = 24, *, chat: bool = False, do_sample: bool = False, seed: int = 0
+) -> str:
+    """What a model generates after one prompt, as `Prompts.of` takes it, without the prompt and special tokens.
 
     It generates with a KV cache where the model reads it (`reads_its_cache`), else without one.
 
@@ -19,8 +23,9 @@ def complete_text(model: Any, prompt: str, max_new_tokens: int = 24, *, do_sampl
     """
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("model: it has no tokenizer, so it cannot complete text")
-    tokens, cached = model.to_tokens(prompt), reads_its_cache(model)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    tokens = Prompts.of(model, [prompt], chat=chat).rows[0][None].to(model.W_U.device)
+    with measuring(model), torch.random.fork_rng(devices=[]):
+        cached = reads_its_cache(model)
         torch.manual_seed(seed)
         out = model.generate(
             tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tl_flash import kernel
 from tl_flash.kernel import Readout, Unembedding
-from tl_flash.maps import NeuronMap, Null, Source, TopTokens, Tracked
+from tl_flash.maps import NeuronMap, Null, Source, TopTokens, Tracked, tau_of
 from tl_flash.vocab import Vocab
 
 NULL_DRAWS = 1024
@@ -39,6 +40,24 @@ def rows_of(readout: Readout, rows: slice) -> Readout:
     )
 
 
+def divisor(rows: Float[Tensor, "n d_model"], *, centred: bool, final_norm: bool) -> Float[Tensor, " n"] | None:
+    """What tau = sqrt(d_model) / divisor is to divide by, where that is not the length that the engine finds itself.
+
+    Args:
+        rows: directions.
+        centred: the final norm centres, and the rows are not centred.
+        final_norm: there is one; without it tau is 1.
+    """
+    if not final_norm:
+        return rows.new_full((len(rows),), rows.shape[1] ** 0.5, dtype=torch.float32)
+    return (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if centred else None
+
+
+def with_lengths(readout: Readout, rows: Float[Tensor, "n d_model"]) -> Readout:
+    """The same readout with the rows' own lengths for norms."""
+    return replace(readout, norm=rows.double().norm(dim=-1).float().cpu())
+
+
 def null_of(draws: Readout) -> dict[str, Float[Tensor, " value"]]:
     """Top z-scores and kurtosis of null directions, sorted upwards."""
     z = (draws.logits[..., 0] / draws.std).flatten().sort().values
@@ -48,9 +67,10 @@ def null_of(draws: Readout) -> dict[str, Float[Tensor, " value"]]:
 def write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembedding) -> Float[Tensor, "2 n k"]:
     """Z-scores of each neuron's listed tokens in its own write direction."""
     _, n, k = ids.shape
-    scores = kernel.token_scores(writes, ids.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
+    listed = ids.clamp(min=0)  # a neuron that reads nothing may yet write
+    scores = kernel.token_scores(writes, listed.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
     _, std = kernel.moments(writes, unembedding)
-    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2)
+    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2).masked_fill(ids < 0, torch.nan)
 
 
 def assemble(
@@ -72,7 +92,7 @@ def assemble(
         TopTokens(
             **{name: tensors[name][:, pole].contiguous() for name in ("ids", "logits", "log_z", "write_z")},
             std=std,
-            tau=d_model**0.5 / norm,
+            tau=tau_of(norm, d_model, final_norm=source.final_norm),
             vocab=vocab,
             score=score,
         )

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import kernel
-from tl_flash.decode.assembly import assemble, null_of, rows_of, shuffled_rows, versions
+from tl_flash.decode.assembly import (
+    assemble,
+    divisor,
+    null_of,
+    rows_of,
+    shuffled_rows,
+    versions,
+    with_lengths,
+)
 from tl_flash.lens import JacobianLens
 from tl_flash.maps import NeuronMap, Source
 from tl_flash.vocab import Vocab
-from tl_flash.weights import fingerprint, is_centred, read
+from tl_flash.weights import UnembeddingWeights, fingerprint, is_centred, read, read_unembedding
 
 _FEWEST_TO_SHUFFLE = 32
 
 
-@jaxtyped(typechecker=beartype)
 def decode_directions(
-    directions: Float[Tensor, "n d_model"],
+    directions: Float[Tensor, "n d_model"] | Float[Tensor, " d_model"] | Float[np.ndarray, "n d_model"],
     model_or_W_U: Any,
     *,
     score: str = "dot",
@@ -41,9 +48,11 @@ def decode_directions(
 
     Args:
         directions: a direction a row, in the basis of the model's residual stream (of an unprocessed model, where
-            the model is one).
-        model_or_W_U: a model as `flash_decode` takes it, whose final norm's scale is folded in, or an unembedding
-            [d_model, d_vocab] that is used as it is.
+            the model is one); a tensor or a numpy array. One direction [d_model] will do; directions that lie in
+            columns, [d_model, n], are turned where only so they fit.
+        model_or_W_U: a model as `flash_decode` takes it, whose final norm's scale is folded in and whose MLPs are not
+            looked at; or an unembedding [d_model, d_vocab] that is used as it is, or an lm_head.weight
+            [d_vocab, d_model] where only so the directions fit.
         score: as in `flash_decode`, and so are k, fold_ln, tokens, ignore_tokens, precision, device, max_bytes and
             tokenizer.
         k: tokens to keep at each pole.
@@ -62,25 +71,26 @@ def decode_directions(
         From 32 directions on it has a null, which shuffles each coordinate over the directions given.
 
     Raises:
-        TypeError: wrong shapes, or no model.
-        ValueError: as in `flash_decode`; or directions that are empty, zero, or not finite.
+        TypeError: directions that are no floats, or no model.
+        ValueError: as in `flash_decode`; or directions that are none, not finite, or fit neither way round.
 
     Example:
         >>> dictionary = torch.randn(100, model.cfg.d_model)
         >>> decode_directions(dictionary, model, k=3).positive.ids.shape
         torch.Size([1, 100, 3])
     """
-    if len(directions) == 0:
-        raise ValueError("directions: expected at least one row, got none")
-    if torch.is_tensor(model_or_W_U):
-        weights = None
-        W_U, gain, centre, vocab = model_or_W_U, None, False, Vocab.of_tokenizer(tokenizer, model_or_W_U.shape[-1])
-        name, class_name = "unembedding", "Tensor"
+    rows = _floats(directions, "directions")
+    if isinstance(model_or_W_U, Tensor | np.ndarray):
+        weights, fold_ln = None, False
+        rows, W_U = _fitting(rows, _floats(model_or_W_U, "model_or_W_U"))
+        unread = _bare(W_U, Vocab.of_tokenizer(tokenizer, W_U.shape[1]))
     else:
-        weights = read(model_or_W_U, tokenizer=tokenizer)
-        W_U, vocab, name, class_name = weights.W_U, weights.vocab, weights.name, weights.class_name
-        gain, centre = (weights.final_gain, weights.centre) if fold_ln else (None, False)
-    carried = directions.detach()
+        weights = None if lens is None else read(model_or_W_U, tokenizer=tokenizer)
+        unread = read_unembedding(model_or_W_U, tokenizer=tokenizer) if weights is None else weights
+        rows = _in_rows(rows, unread.d_model)
+    if len(rows) == 0:
+        raise ValueError("directions: expected at least one row, got none")
+    carried = rows
     if lens is not None or layer is not None:
         if lens is None or layer is None or weights is None or not fold_ln:
             raise ValueError(
@@ -88,23 +98,27 @@ def decode_directions(
             )
         lens.require_model(weights)
         carried = lens.carry(carried, layer)
+    vocab, final_norm = unread.vocab, unread.final_norm
     tracked = vocab.ids(tokens or [])
     unembedding = kernel.prepare(
-        W_U,
-        gain=gain,
-        centre=centre,
+        unread.W_U,
+        gain=unread.final_gain if fold_ln else None,
+        centre=unread.centre and fold_ln,
         score=score,
         ignore=vocab.nameless() + vocab.ids(ignore_tokens or []),
         device=device,
         precision=precision,
     )
     n = len(carried)
-    rows, null = carried, n >= _FEWEST_TO_SHUFFLE
+    every, null = carried, n >= _FEWEST_TO_SHUFFLE
     if null:
         drawn = shuffled_rows(n, carried.shape[1], seed=0).to(carried.device)
-        rows = torch.cat([carried, carried.gather(0, drawn)])
-    both = kernel.decode(rows, unembedding, k=k, tracked=tracked, max_bytes=max_bytes)
+        every = torch.cat([carried, carried.gather(0, drawn)])
+    norm = divisor(every, centred=unread.centre and not fold_ln, final_norm=final_norm)
+    both = kernel.decode(every, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
     readout = rows_of(both, slice(n))
+    if not final_norm:
+        readout = with_lengths(readout, carried)
     signs = torch.tensor([1.0, -1.0])[:, None, None]
     names = ("ids", "logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked")
     tensors = {name: getattr(readout, name) for name in names}
@@ -122,15 +136,74 @@ def decode_directions(
         n_experts=None,
         d_model=carried.shape[1],
         source=Source(
-            model=name,
-            model_class=class_name,
-            fingerprint=fingerprint(W_U.T, directions),
-            dtype=str(directions.dtype).removeprefix("torch."),
-            fold_ln=fold_ln and weights is not None,
+            model=unread.name,
+            model_class=unread.class_name,
+            fingerprint=fingerprint(unread.W_U.T, rows),
+            dtype=str(rows.dtype).removeprefix("torch."),
+            fold_ln=fold_ln,
             lens=None if lens is None else lens.fingerprint,
-            center_unembed=is_centred(W_U),
+            center_unembed=is_centred(unread.W_U),
             precision=precision,
             repaired=readout.repaired,
             versions=versions(),
+            final_norm=final_norm,
         ),
+    )
+
+
+def _floats(given: Any, name: str) -> Tensor:
+    """A tensor of floats.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        return torch.from_numpy(given.astype(given.dtype.newbyteorder("=")))
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        kind = getattr(given, "dtype", type(given).__name__)
+        raise TypeError(f"{name}: expected a tensor or numpy array of floats, got {kind}; convert it first")
+    if not 1 <= given.ndim <= 2:
+        raise ValueError(f"{name}: expected shape [n, d_model] or [d_model], got {list(given.shape)}")
+    return given.detach()
+
+
+def _in_rows(directions: Tensor, d_model: int) -> Float[Tensor, "n d_model"]:
+    """Directions in rows, whichever way they lie.
+
+    Raises:
+        ValueError: neither way fits.
+    """
+    if directions.shape[-1] == d_model:
+        return torch.atleast_2d(directions)
+    if directions.shape[0] == d_model:
+        return directions.T
+    raise ValueError(
+        f"directions: expected shape [n, {d_model}], a direction a row, or [{d_model}, n], a direction a column, got "
+        f"{list(directions.shape)}"
+    )
+
+
+def _fitting(directions: Tensor, W_U: Tensor) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, "d_model d_vocab"]]:
+    """Directions in rows and the unembedding [d_model, d_vocab], as given or the only other way in which they fit.
+
+    Raises:
+        ValueError: no way fits, or several and not the one documented.
+    """
+    if W_U.ndim != 2:
+        raise ValueError(f"model_or_W_U: expected an unembedding [d_model, d_vocab], got {list(W_U.shape)}")
+    rows = torch.atleast_2d(directions)
+    ways = [(x, W) for W in (W_U, W_U.T) for x in (rows, rows.T)[: directions.ndim] if x.shape[1] == len(W)]
+    if not ways or (len(ways) > 1 and rows.shape[1] != len(W_U)):
+        found = "in more than one way" if ways else "in no way"
+        raise ValueError(
+            f"directions: {list(directions.shape)} and an unembedding {list(W_U.shape)} fit {found}; expected "
+            "directions [n, d_model], a direction a row, and W_U [d_model, d_vocab], which is lm_head.weight.T"
+        )
+    return ways[0]
+
+
+def _bare(W_U: Tensor, vocab: Vocab) -> UnembeddingWeights:
+    """An unembedding that is no model's."""
+    return UnembeddingWeights(
+        d_model=len(W_U), W_U=W_U, final_gain=None, centre=False, vocab=vocab, name="unembedding", class_name="Tensor"
     )

@@ -13,7 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import kernel
-from tl_flash.decode.assembly import assemble, null_of, rows_of, shuffled_rows, versions, write_z
+from tl_flash.decode.assembly import (
+    assemble,
+    divisor,
+    null_of,
+    rows_of,
+    shuffled_rows,
+    versions,
+    with_lengths,
+    write_z,
+)
 from tl_flash.decode.feed import Feed
 from tl_flash.decode.options import Options
 from tl_flash.decode.units import BLOCK, Part, Ready, Unit
@@ -114,7 +123,7 @@ class Job:
         x = writes if self.options.side == "out" else self._directions(unit.layer, unit.neurons)
         rows = torch.cat([x, self._shuffled(unit, x)]) if unit.null else x
         uncentred = self.weights.centre and not self.options.fold_ln
-        norm = (rows - rows.mean(-1, keepdim=True)).norm(dim=-1) if uncentred else None
+        norm = divisor(rows, centred=uncentred, final_norm=self.weights.final_norm)
         return Ready(unit, Sums.of(held), rows, norm, writes)
 
     def _writes(self, layer: int, neurons: slice) -> Float[Tensor, "n d_model"]:
@@ -145,6 +154,8 @@ class Job:
     def _part(self, read: Ready, readout: Readout) -> Part:
         n = len(read.writes)
         own = rows_of(readout, slice(n))
+        if not self.weights.final_norm:
+            own = with_lengths(own, read.rows[:n])
         tensors = {name: getattr(own, name) for name in ("ids", "logits", "log_z", *_OTHERS)}
         tensors["write_z"] = write_z(read.writes, own.ids, self.unembedding)
         if read.unit.null:
@@ -182,6 +193,7 @@ class Job:
                 precision=self.options.precision,
                 repaired=sum(part.repaired for part in ordered),
                 versions=versions(),
+                final_norm=weights.final_norm,
             ),
         )
 

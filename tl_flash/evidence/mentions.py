@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tl_flash.clamps import Mode, Positions, clamp, complete_text
+from tl_flash.clamps import Mode, Positions, Prompts, PromptsLike, clamp, complete_text
 from tl_flash.names import NeuronKey
 from tl_flash.progress import track
 
@@ -62,10 +62,11 @@ class MentionRate:
 
 def mention_rate(
     model: Any,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     word: str,
     neurons: Mapping[NeuronKey, float | Tensor],
     *,
+    chat: bool = False,
     max_new_tokens: int = 24,
     positions: Positions = None,
     mode: Mode = "set",
@@ -79,9 +80,10 @@ def mention_rate(
 
     Args:
         model: a HookedTransformer or a TransformerBridge with a tokenizer.
-        prompts: texts to complete, one at a time.
+        prompts: texts or conversations to complete, one at a time, as `Prompts.of` takes them.
         word: such as "dog".
         neurons: a value for each neuron, as `clamp` takes them.
+        chat: each text is what a user says, in the tokenizer's chat template.
         max_new_tokens: length of a completion at most.
         positions: as in `clamp`.
         mode: as in `clamp`.
@@ -90,7 +92,7 @@ def mention_rate(
         progress: a bar; by default on a terminal or in a notebook.
 
     Raises:
-        TypeError: `prompts` is one string.
+        TypeError: prompts of another kind, or one string.
         ValueError: no prompts, an empty word, or what `clamp` refuses.
 
     Example:
@@ -98,22 +100,21 @@ def mention_rate(
         >>> rate.before in (0.0, 1.0)
         True
     """
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts: expected a list of strings, got one string; write [{prompts!r}]")
-    if len(prompts) == 0:
-        raise ValueError("prompts: expected at least one, got none")
     if not word.strip():
         raise ValueError(f"word: expected a word, got {word!r}")
 
-    def complete(prompt: str) -> str:
-        return complete_text(model, prompt, max_new_tokens, do_sample=do_sample, seed=seed)
+    texts = Prompts.of(model, prompts, chat=chat)
 
-    before = tuple(complete(prompt) for prompt in track(prompts, "unclamped", progress))
+    def complete(row: Tensor) -> str:
+        return complete_text(model, row, max_new_tokens, do_sample=do_sample, seed=seed)
+
+    before = tuple(complete(row) for row in track(texts.rows, "unclamped", progress))
     with clamp(model, neurons, mode=mode, positions=positions):
-        after = tuple(complete(prompt) for prompt in track(prompts, "clamped", progress))
+        after = tuple(complete(row) for row in track(texts.rows, "clamped", progress))
+    asked = zip(texts.texts, texts.rows, strict=True)
     return MentionRate(
         word=word.strip(),
-        prompts=tuple(prompts),
+        prompts=tuple(model.tokenizer.decode(row) if text is None else text for text, row in asked),
         completions_before=before,
         completions_after=after,
         mentions_before=tuple(mentions(text, word) for text in before),

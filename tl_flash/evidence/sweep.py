@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_flash.clamps import Answers, Positions, Prompts, answers_alone
+from tl_flash.clamps import Answers, Positions, Prompts, PromptsLike, answers_alone
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
 from tl_flash.vocab import Vocab
@@ -78,9 +78,10 @@ def clamp_sweep(
     model: Any,
     neuron: NeuronLike,
     values: Sequence[float],
-    prompts: Sequence[str] | Tensor,
+    prompts: PromptsLike,
     tokens: Sequence[str | int],
     *,
+    chat: bool = False,
     positions: Positions = None,
     batch_size: int | None = None,
     progress: bool | None = None,
@@ -91,8 +92,9 @@ def clamp_sweep(
         model: a HookedTransformer or a TransformerBridge.
         neuron: which one.
         values: of hook_post, in any order. `activation_stats` gives the neuron's own units.
-        prompts: strings, or token ids [prompt, position].
+        prompts: texts, token ids or conversations, as `Prompts.of` takes them.
         tokens: strings or ids to follow.
+        chat: each text is what a user says, in the tokenizer's chat template.
         positions: as in `clamp`; prompts of one length share a pass, so that none is padded.
         batch_size: rows a forward pass, a row being a prompt under one value; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
@@ -108,7 +110,7 @@ def clamp_sweep(
     if len(values) == 0:
         raise ValueError("values: expected at least one value to clamp to, got none")
     ids, names = _tokens(model, tokens)
-    neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts)
+    neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts, chat=chat)
     before = Answers.of(model, texts, batch_size)
     doses = [(neuron, float(value) + 0.0) for value in values]  # -0.0 + 0.0 is 0.0
     clamped = answers_alone(model, texts, doses, positions=positions, batch_size=batch_size)
@@ -131,7 +133,7 @@ def clamp_sweep(
 
 
 def _tokens(model: Any, tokens: Sequence[str | int]) -> tuple[list[int], tuple[str, ...]]:
-    vocab = Vocab.of_tokenizer(getattr(model, "tokenizer", None), model.W_U.shape[1])
+    vocab = Vocab.of_model(model, model.W_U.shape[1])
     ids = vocab.ids(tokens)
     if not ids:
         raise ValueError("tokens: expected at least one token to follow, got none")

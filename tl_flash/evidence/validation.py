@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from tl_flash.clamps import (
     Answers,
     Positions,
     Prompts,
+    PromptsLike,
     activation_stats,
     answers_alone,
 )
@@ -98,7 +98,8 @@ def validate(
     model: Any,
     labels: NeuronMap | Hits,
     *,
-    prompts: Sequence[str] | Tensor | None = None,
+    prompts: PromptsLike | None = None,
+    chat: bool = False,
     n: int = 50,
     value: float | str = "auto",
     stats: ActivationStats | None = None,
@@ -119,7 +120,8 @@ def validate(
     Args:
         model: a HookedTransformer or a TransformerBridge; the one that the map was made of.
         labels: a map, whose `n` most specialised neurons are tested, or Hits of one.
-        prompts: strings, or token ids [prompt, position]; by default twenty neutral beginnings.
+        prompts: texts, token ids or conversations, as `Prompts.of` takes them; by default twenty neutral beginnings.
+        chat: each text is what a user says, in the tokenizer's chat template.
         n: how many neurons of a map.
         value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign of write_z
             for in and gate labels, of the pole for out labels.
@@ -157,7 +159,7 @@ def validate(
         )
     weights = read(model)
     _require_own(weights, hits, lens)
-    texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts)
+    texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts, chat=chat)
     doses = _doses(model, hits, value, stats or texts)
     before = Answers.of(model, texts, batch_size)
     peers = Peers(weights, controls, seed)

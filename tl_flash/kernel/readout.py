@@ -12,6 +12,7 @@ class Readout:
     """What n directions stand for; every tensor on the CPU.
 
     Pole 0 reads x, pole 1 reads -x. Logits descend; equal ones are ordered by token id.
+    A zero direction has no reading: its ids are -1, its norm is 0, and its other numbers are NaN.
     """
 
     ids: Tensor
@@ -31,6 +32,11 @@ class Readout:
     tracked: Tensor
     #   float32 [n, t], scores of the tokens asked for
     repaired: int
+
+    @property
+    def zero(self) -> Tensor:
+        """Which directions are zero, bool [n]."""
+        return self.ids[0, :, 0] < 0
 
 
 def sort_tokens(scores: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor]:

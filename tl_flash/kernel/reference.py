@@ -38,13 +38,18 @@ def reference_decode(
     if centre:
         x, W = x - x.mean(-1, keepdim=True), W - W.mean(0)
     length = torch.linalg.vector_norm(x, dim=-1)
+    zero = torch.linalg.vector_norm(x if gain is None else x * gain.to(dtype), dim=-1) == 0
     if score == "cosine":
-        x, W = x / length[:, None], W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(dtype).tiny)
+        x, W = (
+            x / length.masked_fill(zero, 1)[:, None],
+            W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(dtype).tiny),
+        )
     scores = torch.einsum("nd,dv->nv", x, W)
     mean = scores.mean(-1)
     centred = scores - mean[:, None]
     variance = centred.square().mean(-1)
     norm = length if norm is None else norm.to(dtype)
+    zero, norm = zero | (norm == 0), norm.masked_fill(zero, 0)
     log_z = torch.full((2, len(x)), math.nan)
     if score == "dot":
         scores = centred
@@ -61,7 +66,10 @@ def reference_decode(
         "kurtosis": centred.square().square().mean(-1) / variance.square() - 3,
         "tracked": scores[:, followed],
     }
-    ids = torch.stack([ids for _, ids in poles]).int().cpu()
+    ids = torch.stack([ids for _, ids in poles]).masked_fill(zero[:, None], -1).int().cpu()
+    for name in numbers.keys() - {"norm"}:
+        of_row = numbers[name].transpose(0, 1) if name in ("logits", "log_z") else numbers[name]
+        of_row[zero] = math.nan
     return Readout(ids=ids, repaired=0, **{name: tensor.float().cpu() for name, tensor in numbers.items()})
 
 

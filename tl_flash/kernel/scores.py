@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
-from tl_flash.kernel.checks import expect_directions, expect_matrix, token_ids
+from tl_flash.kernel.checks import expect_finite, expect_matrix, token_ids
 from tl_flash.kernel.rescore import Rescorer, pairs_within
 from tl_flash.kernel.tiles import Directions
 from tl_flash.kernel.unembedding import Unembedding
@@ -15,7 +17,7 @@ _AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
 
 
 def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
-    """Score each direction on its own tokens, exactly: float32 [n, m] on the CPU.
+    """Score each direction on its own tokens, exactly: float32 [n, m] on the CPU; NaN for a zero direction.
 
     Args:
         x: [n, d_model] directions.
@@ -24,7 +26,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
 
     Raises:
         TypeError: x is not a float tensor, or ids holds something other than ids.
-        ValueError: a shape, a non-finite or zero direction, an id out of range.
+        ValueError: a shape, a non-finite direction, an id out of range.
     """
     u = unembedding
     expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
@@ -36,7 +38,8 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
             exact = rescorer.of_each(d.rows, wanted[rows])
-            scores[rows] = exact - d.mean[:, None] if u.score == "dot" else exact
+            exact = exact - d.mean[:, None] if u.score == "dot" else exact
+            scores[rows] = exact.masked_fill(d.zero[:, None], math.nan)
     return scores
 
 
@@ -44,11 +47,11 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores.
 
     They are x . mean(W_U) and the root of x' C x, with C the covariance of W_U's columns, made at the first call
-    and kept.
+    and kept. Those of a zero direction are NaN.
 
     Raises:
         TypeError: x is not a float tensor.
-        ValueError: a shape, a non-finite or zero direction.
+        ValueError: a shape, a non-finite direction.
     """
     u = unembedding
     expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
@@ -58,11 +61,12 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
             d = _checked(x[rows], None, u)
             unit = (d.rows / d.length[:, None]).float()
             variance = ((unit @ u.covariance) * unit).sum(1).clamp(min=0)
-            mean[rows], std[rows] = d.mean, variance.double().sqrt() * d.length
+            mean[rows] = d.mean.masked_fill(d.zero, math.nan)
+            std[rows] = (variance.double().sqrt() * d.length).masked_fill(d.zero, math.nan)
     return mean, std
 
 
 def _checked(x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:
     d = Directions.of(x, norm, u)
-    expect_directions(d.finite, d.zero)
+    expect_finite(d.finite)
     return d

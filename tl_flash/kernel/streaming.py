@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import (
     expect_bytes,
     expect_count,
-    expect_directions,
+    expect_finite,
     expect_in_range,
     expect_matrix,
     expect_norm,
@@ -52,12 +53,13 @@ def decode(
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
             as float32 sums where scores are screened in float32. Where they are screened in bf16 the terms of the top
             tokens are exact too and the rest carries its rounding: on random weights of GPT-2's shape log_z was right
-            to 3e-3, std to 1 in 10,000, kurtosis to 1e-3.
+            to 3e-3, std to 1 in 10,000, kurtosis to 1e-3. A direction that is zero, once centred and times gain, or
+            whose norm is given as 0, has no reading: see Readout.
 
     Raises:
         TypeError: x or norm is not a float tensor, k or max_bytes not a whole number, or tracked holds something other
             than ids.
-        ValueError: a shape, a non-finite or zero direction, logits beyond float32, an id out of range, a k below 1 or
+        ValueError: a shape, a non-finite direction, logits beyond float32, an id out of range, a k below 1 or
             above the number of reportable tokens, a max_bytes too small for one row.
     """
     return next(decode_each([(x, norm)], unembedding, k=k, tracked=tracked, max_bytes=max_bytes))
@@ -124,6 +126,7 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Ti
             d = Directions.of(some, None if norm is None else norm[rows], u)
             tile.fill(d)
             top = tile.top_tokens(k)
+            top.unproven.logical_and_(~d.zero)
             out["finite"][rows], out["zero"][rows] = d.finite, d.zero
             out["repaired"][rows] = top.unproven.any(0)
             if u.device.type == "cpu" and u.precision == "exact":
@@ -138,7 +141,7 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Ti
 
 def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tiles) -> Readout:
     """Wait for a layer, refuse what cannot be read, repair what is not proven."""
-    expect_directions(out.pop("finite"), out.pop("zero"))
+    expect_finite(out.pop("finite"))
     u, tile = tiles.fast.u, tiles.plain
     unproven, repaired = out.pop("unproven").nonzero()[:, 0], int(out.pop("repaired").sum())
     if u.precision == "fast":
@@ -152,8 +155,18 @@ def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tile
             top = tile.top_tokens(out["ids"].shape[-1])
             tile.repair(top, at_once=False)
             _keep(top, d, rows, out, u)
+    _blank(out, out.pop("zero"))
     expect_in_range(out)
     return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
+
+
+def _blank(out: dict[str, Tensor], zero: Tensor) -> None:
+    """Leave zero directions without a reading; zero is bool [n]."""
+    for name in ("logits", "log_z", "mean", "std", "kurtosis", "tracked"):
+        of_row = out[name].transpose(0, 1) if name in ("logits", "log_z") else out[name]
+        of_row[zero] = math.nan
+    out["norm"][zero] = 0
+    out["ids"][:, zero] = -1
 
 
 def _keep(top: Top, d: Directions, rows: slice | Tensor, out: dict[str, Tensor], u: Unembedding) -> None:

@@ -41,7 +41,7 @@ class Directions:
     finite: Tensor
     #   bool [n]
     zero: Tensor
-    #   bool [n], nothing is left after centring and gain
+    #   bool [n], nothing is left after centring and gain; such rows are zero, their lengths 1
 
     @classmethod
     def of(cls, x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:
@@ -55,8 +55,12 @@ class Directions:
             rows = rows / own[:, None]
         length = torch.linalg.vector_norm(rows, dim=1)
         given = own if norm is None else norm.to(u.device, torch.float64, non_blocking=True)
+        finite = torch.isfinite(raw)
         zero = (own <= 1e-12 * raw) | ~(length > 0)  # a float64 mean leaves that much of a constant row
-        return cls(rows, rows @ u.mean_column, given, length, torch.isfinite(raw), zero)
+        zero = finite & (zero | (given == 0))
+        rows = rows.masked_fill(zero[:, None], 0)
+        given, length = given.masked_fill(zero, 1), length.masked_fill(zero, 1)
+        return cls(rows, rows @ u.mean_column, given, length, finite, zero)
 
 
 class Top(NamedTuple):

@@ -158,6 +158,8 @@ def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
     gain = gain.detach().to(W_U.device, torch.float64)
     if not torch.isfinite(gain).all():
         raise ValueError("gain: expected finite scales, got NaN or infinity; look for a broken checkpoint")
+    if not gain.any():
+        raise ValueError("gain: expected a scale that is not zero throughout, got zeros; look for a broken checkpoint")
     return gain
 
 

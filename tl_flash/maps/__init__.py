@@ -11,7 +11,7 @@ from tl_flash.maps.null import Null
 from tl_flash.maps.origin import Source
 from tl_flash.maps.reading import NeuronReading
 from tl_flash.maps.readings import Tracked
-from tl_flash.maps.top_tokens import TopTokens
+from tl_flash.maps.top_tokens import TopTokens, tau_of
 
 __all__ = [
     "Comparison",
@@ -24,4 +24,5 @@ __all__ = [
     "TopTokens",
     "Tracked",
     "compare",
+    "tau_of",
 ]

@@ -23,7 +23,7 @@ class NeuronMap(Readings):
     """
 
     def __getitem__(self, neuron: NeuronLike) -> NeuronReading:
-        """One neuron, both poles.
+        """One neuron, both poles; a zero direction's tokens are "<none>", its numbers NaN.
 
         Raises:
             KeyError: the map does not hold the neuron.
@@ -105,6 +105,8 @@ class NeuronMap(Readings):
             f'side "{self.side}", score "{self.score}", k={self.k}, d_vocab={self.d_vocab}, fold_ln={source.fold_ln}'
             + (", through a lens" if source.lens else "")
         )
+        if self.zero.any():
+            text += f", {int(self.zero.sum())} zero directions without a reading"
         if self.null is None:
             return text
         count = self.n_specialised()

@@ -28,4 +28,4 @@ class Null:
         most = 1 - 1 / draws.shape[1]
         if not 0 <= quantile <= most:
             raise ValueError(f"quantile: expected 0 to {most:.5f} ({draws.shape[1]} draws a layer), got {quantile}")
-        return torch.quantile(draws.double(), quantile, dim=1).float()
+        return torch.nanquantile(draws.double(), quantile, dim=1).float()  # NaN: a draw of a layer's zeros alone

@@ -26,6 +26,8 @@ class Source:
     repaired: int
     """Rows whose first screening did not prove their top tokens, so that they were done again."""
     versions: dict[str, str]
+    final_norm: bool = True
+    """Whether a norm comes before the unembedding; without one tau = 1, and probabilities see a direction's length."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,8 @@ class NeuronReading:
         return f"<p>{escape(self._heading())}</p><table><tr>{cells}</tr></table>"
 
     def _heading(self) -> str:
+        if self.norm == 0:
+            return f'{self.neuron}, side "{self.side}": a zero direction, which has no reading'
         verdict = "specialised" if self.specialised else "not specialised"
         null = f"; {verdict} (null's 99.9%: z {self.null_z:.2f})" if self.null_z == self.null_z else ""
         return f'{self.neuron}, side "{self.side}": norm {self.norm:.3g}, kurtosis {self.kurtosis:.2f}{null}'

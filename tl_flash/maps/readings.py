@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_flash.maps.null import Null
@@ -58,7 +58,7 @@ class Readings:
     positive: TopTokens
     negative: TopTokens
     norm: Float[Tensor, "layer neuron"]
-    """Length of the direction (LayerNorm: of the centred direction)."""
+    """Length of the direction (LayerNorm: of the centred direction); 0 for a zero direction."""
     mean: Float[Tensor, "layer neuron"]
     """Vocabulary mean that was taken off the logits; 0 where the model was loaded with center_unembed."""
     std: Float[Tensor, "layer neuron"]
@@ -81,6 +81,11 @@ class Readings:
     def d_vocab(self) -> int:
         """Tokens of the unembedding."""
         return self.vocab.d_vocab
+
+    @property
+    def zero(self) -> Bool[Tensor, "layer neuron"]:
+        """Where a direction is zero (a pruned neuron, a dead latent) and has no reading: its statistics are NaN."""
+        return self.positive.ids[..., 0] < 0
 
     @property
     def origin(self) -> Origin:

@@ -14,11 +14,12 @@ from tl_flash.artefacts import read, write
 from tl_flash.maps.null import Null
 from tl_flash.maps.origin import Source
 from tl_flash.maps.readings import Readings, Tracked
-from tl_flash.maps.top_tokens import TopTokens
+from tl_flash.maps.top_tokens import TopTokens, tau_of
 from tl_flash.vocab import Vocab
 
 FORMAT = "tl_flash.NeuronMap"
-VERSION = 1
+VERSION = 2
+"""A file is of version 1, which older readers take, unless they would misread it: see `_version`."""
 _POLE = ("ids", "logits", "log_z", "write_z")
 _STATISTICS = ("norm", "mean", "std", "kurtosis")
 
@@ -38,14 +39,20 @@ def save(map: Readings, path: str | Path) -> None:
         "tracked": map.tracked.ids,
         "source": asdict(map.source),
     }
-    write(FORMAT, VERSION, header, _tensors(map), path)
+    write(FORMAT, _version(map), header, _tensors(map), path)
+
+
+def _version(map: Readings) -> int:
+    """2 with zero directions, whose ids are -1, or without a final norm, where tau is 1."""
+    return 2 if bool(map.zero.any()) or not map.source.final_norm else 1
 
 
 def load(kind: type[R], path: str | Path) -> R:
     """Read a map; see `NeuronMap.load`."""
     header, tensors = read(FORMAT, VERSION, path)
     vocab = Vocab(header["d_vocab"], _unpack_strings(tensors["vocab.bytes"], tensors["vocab.lengths"]))
-    tau = header["d_model"] ** 0.5 / tensors["norm"]
+    source = Source(**header["source"])
+    tau = tau_of(tensors["norm"], header["d_model"], final_norm=source.final_norm)
     poles = [
         TopTokens(
             *(tensors[f"{pole}.{name}"] for name in _POLE),
@@ -63,7 +70,7 @@ def load(kind: type[R], path: str | Path) -> R:
         layers=tuple(header["layers"]),
         n_experts=header["n_experts"],
         d_model=header["d_model"],
-        source=Source(**header["source"]),
+        source=source,
         vocab=vocab,
         positive=poles[0],
         negative=poles[1],

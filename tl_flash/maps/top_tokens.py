@@ -17,6 +17,7 @@ class TopTokens:
     """The top tokens of every neuron at one pole, best first; equal logits go to the lower id."""
 
     ids: Int32[Tensor, "layer neuron k"]
+    """-1 for a zero direction, whose other numbers are NaN."""
     logits: Float[Tensor, "layer neuron k"]
     """Scores minus their vocabulary mean (of -x at the negative pole); under the cosine score, cosines."""
     log_z: Float[Tensor, "layer neuron"]
@@ -25,7 +26,7 @@ class TopTokens:
     """Each token's z-score in the neuron's own write direction; its sign is hook_post's that raises the token."""
     std: Float[Tensor, "layer neuron"]
     tau: Float[Tensor, "layer neuron"]
-    """What ln_final multiplies the direction by: sqrt(d_model) / norm."""
+    """What ln_final multiplies the direction by; see `tau_of`."""
     vocab: Vocab
     score: str
 
@@ -52,6 +53,11 @@ class TopTokens:
     def strings(self) -> np.ndarray:
         """Display strings, an object array [layer, neuron, k]."""
         return self.vocab.names[self.ids.numpy()]
+
+
+def tau_of(norm: Float[Tensor, "*shape"], d_model: int, *, final_norm: bool) -> Float[Tensor, "*shape"]:
+    """What the norm before the unembedding multiplies directions of these lengths by: 1 where there is none."""
+    return d_model**0.5 / norm if final_norm else torch.ones_like(norm)
 
 
 def require_probabilities(score: str) -> None:

@@ -10,20 +10,24 @@ from typing import Any
 from tl_flash.weights.checkpoint import read_checkpoint
 from tl_flash.weights.fingerprints import Sums, combined, digest, fingerprint
 from tl_flash.weights.loading import load_model
-from tl_flash.weights.memory import read_model
-from tl_flash.weights.mlp import Layer, MLPWeights, chosen_layers, is_centred, require_side
+from tl_flash.weights.memory import read_model, read_model_unembedding
+from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, chosen_layers, is_centred, require_side
+from tl_flash.weights.running import measuring
 
 __all__ = [
     "Layer",
     "MLPWeights",
     "Sums",
+    "UnembeddingWeights",
     "chosen_layers",
     "combined",
     "digest",
     "fingerprint",
     "is_centred",
     "load_model",
+    "measuring",
     "read",
+    "read_unembedding",
     "require_side",
 ]
 
@@ -48,3 +52,25 @@ def read(model: Any, *, tokenizer: Any = None) -> MLPWeights:
     if isinstance(model, str | Path):
         return read_checkpoint(model, tokenizer=tokenizer)
     return read_model(model, tokenizer=tokenizer)
+
+
+def read_unembedding(model: Any, *, tokenizer: Any = None) -> UnembeddingWeights:
+    """The unembedding of a model and the norm before it, whatever its MLPs are.
+
+    Args:
+        model: as `read` takes it; also one without MLPs, or with such as cannot be read.
+        tokenizer: names the tokens; by default the model's own.
+
+    Raises:
+        TypeError: neither a model nor a checkpoint.
+        FileNotFoundError: no such checkpoint, or a file of it is missing.
+        ValueError: it cannot be read faithfully; the message says why.
+
+    Example:
+        >>> from tl_flash import weights
+        >>> weights.read_unembedding(model).W_U.shape == (model.cfg.d_model, model.cfg.d_vocab)
+        True
+    """
+    if isinstance(model, str | Path):
+        return read_checkpoint(model, tokenizer=tokenizer)
+    return read_model_unembedding(model, tokenizer=tokenizer)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from tl_flash.vocab import Vocab
-from tl_flash.weights.layouts import architecture
-from tl_flash.weights.mlp import Layer, MLPWeights, require_finite
+from tl_flash.weights.layouts import ARCHITECTURES, architecture
+from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
+from tl_flash.weights.norms import traced_final_norm
+from tl_flash.weights.probes import HeldTensors, require_linear, require_plain, require_readable
 
 # A bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
 _POST_NORMS = ("post_feedforward_layernorm", "output.LayerNorm")
@@ -31,42 +33,101 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
         ValueError: some layers hold no dense MLP whose matrices can be read (mixtures of experts, quantised
             weights), or a norm is missing.
     """
-    if all(hasattr(model, name) for name in ("cfg", "blocks", "W_U")):
+    model = _uncompiled(model)
+    if _is_transformer_lens(model):
         return _read_transformer_lens(model, tokenizer)
     if hasattr(model, "config") and hasattr(model, "get_parameter"):
         return _read_hugging_face(model, tokenizer)
-    raise TypeError(
+    raise _no_model(model)
+
+
+def read_model_unembedding(model: Any, *, tokenizer: Any = None) -> UnembeddingWeights:
+    """Find a model's unembedding and the norm before it, whatever its MLPs are; see `read_model`."""
+    model = _uncompiled(model)
+    if _is_transformer_lens(model):
+        return UnembeddingWeights(**_transformer_lens_unembedding(model, tokenizer))
+    if hasattr(model, "config") and hasattr(model, "get_parameter"):
+        return UnembeddingWeights(**_hugging_face_unembedding(model, tokenizer))
+    raise _no_model(model)
+
+
+def _uncompiled(model: Any) -> Any:
+    """The model that torch.compile wrapped, and whose weights it runs."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _is_transformer_lens(model: Any) -> bool:
+    if hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks"):
+        raise ValueError(
+            "model: expected one stack of blocks whose last one the unembedding reads, got an encoder and a decoder; "
+            "load a decoder-only model"
+        )
+    return all(hasattr(model, name) for name in ("cfg", "blocks", "W_U"))
+
+
+def _no_model(model: Any) -> TypeError:
+    return TypeError(
         "model: expected a HookedTransformer, a TransformerBridge, a Hugging Face causal LM or a checkpoint folder, "
         f"got {type(model).__name__}"
     )
 
 
+def _transformer_lens_unembedding(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The fields of UnembeddingWeights."""
+    cfg = model.cfg
+    if getattr(model, "mlm_head", None) is not None:
+        raise ValueError(
+            "model: a dense layer stands between its last block and the unembedding (a masked language model such as "
+            "BERT), so no direction of the residual stream is read by W_U; load a causal language model"
+        )
+    if cfg.normalization_type is not None and getattr(model, "ln_final", None) is None:
+        raise ValueError("model: ln_final is missing, so the unembedding cannot be folded; expected a whole model")
+    W_U = require_readable(model.W_U.detach(), "W_U")
+    require_plain(model.unembed, [W_U], "unembed")
+    gain = _norm_gain(getattr(model, "ln_final", None), cfg)
+    return {
+        "d_model": W_U.shape[0],
+        "centre": _centres(cfg) and not _final_rms(cfg),
+        "final_norm": cfg.normalization_type is not None,
+        "W_U": W_U,
+        "final_gain": None if gain is None else require_finite(gain, "ln_final: the norm's scale"),
+        "vocab": Vocab.of_model(model, W_U.shape[1], tokenizer),
+        "name": str(getattr(cfg, "model_name", None) or "unnamed"),
+        "class_name": type(model).__name__,
+    }
+
+
 def _read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
     cfg = model.cfg
     _require_dense({layer: _dense_fault(block) for layer, block in enumerate(model.blocks)})
-    W_U = _floating(model.W_U.detach(), "W_U")
-    gain = _norm_gain(getattr(model, "ln_final", None), cfg)
-    if cfg.normalization_type is not None and getattr(model, "ln_final", None) is None:
-        raise ValueError("model: ln_final is missing, so the unembedding cannot be folded; expected a whole model")
-    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
-    first = _transformer_lens_layer(model.blocks[0], 0, cfg)
+    probed: set[int] = set()
+
+    def read_layer(layer: int) -> Layer:
+        read = _transformer_lens_layer(model.blocks[layer], layer, cfg)
+        if layer not in probed:
+            matrices = [m for m in (read.W_in, read.W_gate, read.W_out) if isinstance(m, Tensor)]
+            require_plain(model.blocks[layer].mlp, matrices, f"blocks.{layer}.mlp")
+            probed.add(layer)
+        return read
+
+    first = read_layer(0)
     return MLPWeights(
+        **_transformer_lens_unembedding(model, tokenizer),
         n_layers=len(model.blocks),
         d_mlp=first.d_mlp,
-        d_model=W_U.shape[0],
-        centre=_centres(cfg),
-        W_U=W_U,
-        final_gain=None if gain is None else require_finite(gain, "ln_final: the norm's scale"),
-        read_layer=lambda layer: _transformer_lens_layer(model.blocks[layer], layer, cfg),
+        centre_reads=_centres(cfg),
+        read_layer=read_layer,
         sides=("in", "gate", "out") if first.W_gate is not None else ("in", "out"),
-        vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
-        name=str(getattr(cfg, "model_name", None) or "unnamed"),
-        class_name=type(model).__name__,
     )
 
 
 def _centres(cfg: Any) -> bool:
     return (cfg.normalization_type or "").startswith("LN")
+
+
+def _final_rms(cfg: Any) -> bool:
+    """Whether the last norm is an RMSNorm where the others are LayerNorm."""
+    return bool(getattr(cfg, "final_rms", False)) and _centres(cfg)
 
 
 def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
@@ -82,8 +143,14 @@ def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
         W_in=mlp.W_in.detach().T,
         W_out=mlp.W_out.detach(),
         W_gate=gate.detach().T if torch.is_tensor(gate) else None,
+        gain_neurons=_neuron_gain(mlp),
         **gains,
     )
+
+
+def _neuron_gain(mlp: Any) -> Tensor | None:
+    gain = getattr(getattr(mlp, "ln", None), "w", None)
+    return gain.detach() if torch.is_tensor(gain) else None
 
 
 def _experts(mlp: Any) -> tuple[tuple[Tensor, ...], ...] | None:
@@ -135,8 +202,8 @@ def _dense_fault(block: Any) -> str | None:
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not torch.is_tensor(W_in) or not torch.is_tensor(W_out):
         return "no dense W_in and W_out (a mixture of experts?)"
-    if not (W_in.is_floating_point() and W_out.is_floating_point()):
-        return f"weights of {W_in.dtype} (quantised)"
+    for name, matrix in (("W_in", W_in), ("W_out", W_out)):
+        require_readable(matrix, name)
     if W_in.ndim != 2 or W_out.shape != W_in.shape[::-1]:
         return f"W_in {tuple(W_in.shape)} and W_out {tuple(W_out.shape)}, expected [d_model, d_mlp] and its reverse"
     return None
@@ -161,27 +228,42 @@ def _ranges(layers: Any) -> str:
     return "layer" + "s" * (len(numbers) > 1) + " " + ", ".join(map(str, numbers))
 
 
-def _floating(tensor: Tensor, what: str) -> Tensor:
-    if not tensor.is_floating_point():
-        raise ValueError(f"{what}: expected floating-point weights, got {tensor.dtype} (quantised?)")
-    return tensor
-
-
 def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
-    name, config = type(model).__name__, model.config
-    tensors = {key: tensor.detach() for key, tensor in model.named_parameters(remove_duplicate=False)}
-    names = architecture(name).found_in(tensors)
-    W_U = _floating(model.get_output_embeddings().weight.detach(), "W_U").T
+    tensors = HeldTensors(model)
+    names = architecture(_class_name(model)).found_in(tensors)
     return MLPWeights(
-        n_layers=config.get_text_config().num_hidden_layers,
+        **_hugging_face_unembedding(model, tokenizer),
+        n_layers=model.config.get_text_config().num_hidden_layers,
         d_mlp=names.read_layer(0, tensors).d_mlp,
-        d_model=W_U.shape[0],
-        centre=names.centre,
-        W_U=W_U,
-        final_gain=names.final_gain(tensors),
         read_layer=lambda layer: names.read_layer(layer, tensors),
         sides=("in", "gate", "out") if names.gated else ("in", "out"),
-        vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
-        name=getattr(config, "name_or_path", "") or "unnamed",
-        class_name=name,
     )
+
+
+def _hugging_face_unembedding(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The fields of UnembeddingWeights."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model: {_class_name(model)} has no unembedding; expected a causal language model")
+    require_linear(head, "the unembedding")
+    W_U = head.weight.detach().T
+    if _class_name(model) in ARCHITECTURES:
+        tensors = HeldTensors(model)
+        names = architecture(_class_name(model)).found_in(tensors)
+        gain, centre = names.final_gain(tensors), names.centre
+    else:
+        gain, centre = traced_final_norm(model, head)
+    return {
+        "d_model": W_U.shape[0],
+        "centre": centre,
+        "W_U": W_U,
+        "final_gain": gain,
+        "vocab": Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
+        "name": getattr(model.config, "name_or_path", "") or "unnamed",
+        "class_name": _class_name(model),
+    }
+
+
+def _class_name(model: Any) -> str:
+    """Of a Hugging Face model; FSDP2 makes a class of its own for it."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))

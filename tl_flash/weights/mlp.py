@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.vocab import Vocab
+from tl_flash.weights.probes import require_readable
 
 SIDES = ("in", "gate", "out")
 ALL = slice(None)
@@ -30,6 +31,8 @@ class Layer:
     """Scale of the norm before the MLP, None where there is none or it is folded in already."""
     gain_post: Float[Tensor, " d_model"] | None = None
     """Scale of a norm after the MLP (Gemma 2 and 3, OLMo 2)."""
+    gain_neurons: Float[Tensor, " d_mlp"] | None = None
+    """Scale of a LayerNorm over the neurons, between their activation and W_out (SoLU)."""
 
     @property
     def n_experts(self) -> int | None:
@@ -47,34 +50,43 @@ class Layer:
         return self.d_mlp * (self.n_experts or 1)
 
 
-@dataclass(frozen=True)
-class MLPWeights:
-    """What the decode needs of a model.
+@dataclass(frozen=True, kw_only=True)
+class UnembeddingWeights:
+    """What reading any direction needs of a model.
 
-    `W_U` is as the model holds it. The directions and `final_gain` carry all folding: the scores of a direction x are
-    ``(final_gain * x) @ W_U``, equal to ``x @ W_U'`` for the folded unembedding (LayerNorm's centring of W_U' over
-    d_model changes nothing for a centred x).
+    `W_U` is as the model holds it: the scores of a direction x are ``(final_gain * x) @ W_U``, equal to ``x @ W_U'``
+    for the folded unembedding (LayerNorm's centring of W_U' over d_model changes nothing for a centred x).
     """
+
+    d_model: int
+    W_U: Float[Tensor, "d_model d_vocab"]
+    final_gain: Float[Tensor, " d_model"] | None
+    centre: bool
+    """Whether the norm before the unembedding is a LayerNorm, which centres, and no RMSNorm."""
+    final_norm: bool = True
+    """Whether a norm comes before the unembedding; without one it reads a direction at its own length, tau = 1."""
+    vocab: Vocab = field(repr=False)
+    name: str
+    class_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPWeights(UnembeddingWeights):
+    """What the decode needs of a model. The directions and `final_gain` carry all folding."""
 
     n_layers: int
     d_mlp: int
     """Neurons of the first layer's MLP, or of each of its experts."""
-    d_model: int
-    centre: bool
-    """Whether the norms are LayerNorm, which centres, and not RMSNorm."""
-    W_U: Float[Tensor, "d_model d_vocab"]
-    final_gain: Float[Tensor, " d_model"] | None
     read_layer: Callable[[int], Layer] = field(repr=False)
     sides: tuple[str, ...]
-    vocab: Vocab = field(repr=False)
-    name: str
-    class_name: str
     on_disk: bool = False
     """Whether a layer has to be read from a disk first."""
     require_layers: Callable[[Sequence[int]], None] = field(default=lambda layers: None, repr=False)
     """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
     identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
+    centre_reads: bool | None = None
+    """Whether the norms before the MLPs centre, where they are not as the final one."""
 
     @property
     def d_vocab(self) -> int:
@@ -109,9 +121,7 @@ class MLPWeights:
         """A layer's neurons on one side as the model holds them, in its dtype; by default all, where they are."""
         require_side(side, self.sides)
         matrix: Matrix = getattr(self.layer(layer), _MATRIX[side])
-        dtype = (matrix[0] if isinstance(matrix, tuple) else matrix).dtype
-        if dtype not in _FLOATS:
-            raise ValueError(f"layer {layer}: expected floating-point weights, got {dtype} (quantised?)")
+        require_readable(matrix[0] if isinstance(matrix, tuple) else matrix, f"layer {layer}")
         if not isinstance(matrix, tuple):
             return matrix[neurons].detach().to(device)
         start, stop, _ = neurons.indices(len(matrix) * len(matrix[0]))
@@ -135,8 +145,8 @@ class MLPWeights:
         """The directions of one layer's neurons on one side, float32, in the basis of the residual stream.
 
         Folded, the read sides carry the gain of the norm before the MLP and the write side that of a norm after it,
-        and LayerNorm centres; so a model gives the same directions however it was loaded. Unfolded, the weights are
-        read as the model holds them.
+        and LayerNorm centres; so a model gives the same directions however it was loaded. A LayerNorm over the neurons
+        is folded into the write side as TransformerLens does. Unfolded, the weights are read as the model holds them.
 
         Args:
             layer: which layer.
@@ -153,10 +163,15 @@ class MLPWeights:
         if not fold_ln:
             return x
         read = self.layer(layer)
+        if side == "out" and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
+            of_neurons = require_finite(read.gain_neurons.detach().float(), f"layer {layer}: mlp.ln's scale")
+            common = of_neurons @ read.W_out.detach().float() / read.d_mlp  # what centring the neurons takes off
+            x = x * of_neurons[neurons, None].to(x.device) - common.to(x.device)
         gain = read.gain_post if side == "out" else read.gain_pre
         if gain is not None:
             x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
-        return x - x.mean(-1, keepdim=True) if self.centre else x
+        centre = self.centre if side == "out" or self.centre_reads is None else self.centre_reads
+        return x - x.mean(-1, keepdim=True) if centre else x
 
 
 def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
@@ -189,9 +204,6 @@ def require_finite(tensor: Tensor, what: str, first: int = 0) -> Tensor:
             "expected finite weights: check how the model was loaded or trained"
         )
     return tensor
-
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:

@@ -153,7 +153,8 @@ def _cluster(x: Float[Tensor, "n component"], count: int) -> np.ndarray:
 def _own(ids: np.ndarray, part: np.ndarray) -> list[int]:
     """The three labels most a cluster's own: common in it, rare outside."""
     values, counts = np.unique(ids[part], return_counts=True)
-    everywhere = np.bincount(ids)[values]
+    labels, everywhere = np.unique(ids, return_counts=True)
+    everywhere = everywhere[np.searchsorted(labels, values)]
     return values[np.argsort(-(counts**2) / everywhere, kind="stable")[:3]].tolist()
 
 

@@ -70,7 +70,7 @@ def specialisation(neurons: NeuronMap, *, theme: str = "light") -> go.Figure:
 
 
 def _boxes(neurons: NeuronMap, values: torch.Tensor, name: str, colour: str, column: int) -> go.Box:
-    low, q1, median, q3, high = torch.quantile(values.double(), torch.tensor(_FENCES, dtype=torch.float64), dim=1)
+    low, q1, median, q3, high = torch.nanquantile(values.double(), torch.tensor(_FENCES, dtype=torch.float64), dim=1)
     return go.Box(
         x=list(neurons.layers),
         lowerfence=low.tolist(),
@@ -89,7 +89,8 @@ def _boxes(neurons: NeuronMap, values: torch.Tensor, name: str, colour: str, col
 
 
 def _largest(neurons: NeuronMap, values: torch.Tensor, tokens: torch.Tensor, name: str, colours: Theme) -> go.Scatter:
-    top, places = values.topk(min(_TOP, values.shape[1]), dim=1)
+    top, places = values.nan_to_num(nan=-torch.inf).topk(min(_TOP, values.shape[1]), dim=1)
+    top = top.masked_fill(top.isinf(), torch.nan)  # of zero directions, which are not drawn
     layers = np.repeat(neurons.layers, top.shape[1])
     rows = np.repeat(np.arange(len(places)), places.shape[1])
     columns = places.flatten().numpy() % neurons.d_mlp
@@ -133,7 +134,7 @@ def agreement(comparison: Comparison, *, parts: int = 10, theme: str = "light") 
         panels,
         colours,
         f"{comparison.agreement:.1%} of neurons keep their top token from {a} to {b}",
-        f'{comparison.same_top.numel():,} neurons, side "{comparison.a.side}" · '
+        f'{int(comparison.compared.sum()):,} neurons, side "{comparison.a.side}" · '
         f"{comparison.null:.1%} if shuffled within their layers",
     )
     for name, values, colour in (
@@ -189,11 +190,12 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
     """
     colours = themes.of(theme)
     a, b = comparison.a, comparison.b
-    count = int((~comparison.same_top).sum())
+    differ = comparison.compared & ~comparison.same_top
+    count = int(differ.sum())
     figure = themes.figure(
         colours,
         f"Where neurons change their top token from {escape(a.source.model)} to {escape(b.source.model)}",
-        f'{count:,} of {comparison.same_top.numel():,} neurons changed, side "{a.side}"',
+        f'{count:,} of {int(comparison.compared.sum()):,} neurons changed, side "{a.side}"',
         "layer",
         f"top z-score in {escape(a.source.model)}",
     )
@@ -201,7 +203,7 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
     probs = a.positive.probs[..., 0].numpy() if a.score == "dot" else np.full_like(z, np.nan)
     for part, name, colour, opacity in (
         (comparison.same_top.numpy(), "same top token", colours.grey, 0.4),
-        (~comparison.same_top.numpy(), "another top token", colours.orange, 0.8),
+        (differ.numpy(), "another top token", colours.orange, 0.8),
     ):
         row, index = part.nonzero()
         layer = np.asarray(a.layers)[row]

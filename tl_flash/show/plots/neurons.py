@@ -98,7 +98,7 @@ def _points(
 
 
 def _null_band(figure: go.Figure, neurons: NeuronMap, bar: np.ndarray, colours: Theme) -> None:
-    at_bar = _probability_of(torch.from_numpy(bar)[:, None], neurons).median(1).values
+    at_bar = _probability_of(torch.from_numpy(bar)[:, None], neurons).nanmedian(1).values
     x, y = [], []
     for layer, height in zip(neurons.layers, at_bar.tolist(), strict=True):
         x += [layer - 0.46, layer - 0.46, layer + 0.46, layer + 0.46, None]

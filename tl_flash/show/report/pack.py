@@ -66,7 +66,7 @@ def columns(map: NeuronMap, comparison: Comparison | None = None) -> dict[str, C
         if map.side != "direction":
             packed[f"{name}.write_z"] = _steps(pole.write_z)
         if map.score == "dot":
-            packed[f"{name}.log_z"] = _float(pole.log_z)
+            packed[f"{name}.log_z"] = _float(pole.log_z.masked_fill(map.zero, torch.inf))
     if map.score == "dot":
         packed["scale"] = _float(map.positive.tau * map.std)
     if map.null is not None:
@@ -75,22 +75,29 @@ def columns(map: NeuronMap, comparison: Comparison | None = None) -> dict[str, C
             draws: Tensor = getattr(map.null, name)
             packed[f"null.{name}"] = _float(torch.quantile(draws.double(), points, dim=1).T)
     if comparison is not None:
-        packed["other.ids"] = _ids(comparison.b.positive.ids, map.d_vocab)
+        packed["other.ids"] = _ids(comparison.ids[1], map.d_vocab)
         packed["other.top_z"] = _float(comparison.b.positive.z[..., 0])
     return packed
 
 
 def _float(tensor: Tensor) -> Column:
-    return Column(tensor.float().cpu().numpy())
+    return Column(_numbers(tensor))
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    """In float32, a zero direction's NaN as 0."""
+    return np.nan_to_num(tensor.float().cpu().numpy(), nan=0.0)
 
 
 def _ids(ids: Tensor, d_vocab: int) -> Column:
-    return Column(ids.cpu().numpy().astype(np.uint16 if d_vocab <= 1 << 16 else np.uint32))
+    """A zero direction's -1 is the id after the last, whose string is that of no token."""
+    ids = torch.where(ids < 0, d_vocab, ids)
+    return Column(ids.cpu().numpy().astype(np.uint16 if d_vocab < 1 << 16 else np.uint32))
 
 
 def _steps(tensor: Tensor) -> Column:
     """In 16 bits: whole steps of the largest over 65,535, or over 32,767 where some are negative."""
-    values = tensor.float().cpu().numpy()
+    values = _numbers(tensor)
     dtype = np.int16 if values.min() < 0 else np.uint16
     step = float(np.abs(values).max()) / np.iinfo(dtype).max or 1.0
     return Column(np.rint(values / step).clip(np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype), step)

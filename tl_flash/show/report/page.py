@@ -153,7 +153,7 @@ def _side(map: NeuronMap, comparison: Comparison | None, records: list[dict[str,
         "side": map.side,
         "fingerprint": map.source.fingerprint,
         "lens": map.source.lens is not None,
-        "bar": None if map.null is None else map.null.quantile().tolist(),
+        "bar": None if map.null is None else [_finite(bar) for bar in map.null.quantile().tolist()],
         "other": other,
         "validated": records,
     }
@@ -176,9 +176,13 @@ def _standard_figures(
 
     figures = [plots.token_by_layer(map, id) for map in maps if map.score == "dot" for id in map.tracked.ids]
     figures += [plots.specialisation(map) for map in maps]
-    figures += [plots.agreement(one, parts=min(10, one.same_top.numel())) for one in comparisons]
+    figures += [plots.agreement(one, parts=min(10, int(one.compared.sum()))) for one in comparisons]
     return figures + ([plots.validation(*validations)] if validations else [])
 
 
 def _jsonable(record: dict[Any, Any]) -> dict[str, Any]:
-    return {str(name): None if value != value else value for name, value in record.items()}
+    return {str(name): _finite(value) for name, value in record.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if value != value else value

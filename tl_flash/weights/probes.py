@@ -1,0 +1,153 @@
+"""Does a module do what its weight says? Adapters, masks and parametrisations make one that does something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tl_flash.weights.running import measuring
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+def require_readable(tensor: Tensor, what: str) -> Tensor:
+    """Return a tensor that holds its numbers here, as floats.
+
+    Raises:
+        ValueError: it is sharded, not loaded, or quantised; the message says what to do.
+    """
+    if hasattr(tensor, "full_tensor"):
+        raise ValueError(
+            f"{what}: sharded over processes (DTensor), so this one holds a part; gather each parameter with "
+            ".full_tensor() and load them into a model that is not sharded"
+        )
+    if tensor.is_meta:
+        raise ValueError(
+            f"{what}: on the meta device, so its numbers are not in memory (offloaded, or never loaded); load the "
+            'model whole, without device_map="auto", or give its checkpoint folder instead'
+        )
+    if tensor.dtype not in _TOLERANCE:
+        raise ValueError(
+            f"{what}: expected floating-point weights, got {tensor.dtype} (quantised?); load the unquantised model"
+        )
+    return tensor
+
+
+def require_plain(owner: nn.Module, matrices: Iterable[Tensor], what: str) -> None:
+    """Refuse matrices that the modules holding them do not multiply by.
+
+    Args:
+        owner: has these modules somewhere below it.
+        matrices: views of their weights.
+        what: the owner's name, for the message.
+
+    Raises:
+        ValueError: one gives something else; the message names the module.
+    """
+    modules = [(name, m) for name, m in owner.named_modules() if not hasattr(m, "original_component")]  # no hooks run
+    for name, module in modules:
+        if isinstance(getattr(module, "base_layer", None), nn.Module) and not _acts_as_base(module):
+            _refuse(module, f"{what}.{name}")
+    for matrix in matrices:
+        holder = next((pair for pair in modules if _holds(pair[1], matrix)), None)
+        if holder is not None:
+            require_linear(holder[1], f"{what}.{holder[0]}")
+
+
+def require_linear(module: nn.Module, what: str) -> None:
+    """Refuse a module that does not multiply by its weight.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    weight: Tensor = require_readable(getattr(module, "weight"), what)  # noqa: B009 - of any kind of module
+    stored = weight if type(module).__name__ == "Conv1D" else weight.T  # [input, output]
+    x = _inputs(stored.shape[0], weight)
+    with measuring(module):
+        given = _linear_part(module, x)
+    expected = x.double() @ stored.double()
+    if given.shape != expected.shape:
+        _refuse(module, what)
+    off = (given.double() - expected)[:, expected.isfinite().all(0)]  # what is not finite is refused elsewhere
+    if not off.norm() <= _TOLERANCE[weight.dtype] * expected[expected.isfinite()].norm():
+        _refuse(module, what)
+
+
+class HeldTensors(Mapping[str, Tensor]):
+    """A Hugging Face model's tensors by name, each as its module uses it: masked where pruned, computed where
+    parametrised; a matrix that its module does not multiply by is refused.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._probed = model, set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, _, leaf = name.rpartition(".")
+        module = self._module(path)
+        if not torch.is_tensor(getattr(module, leaf, None)):
+            if module is not None and leaf == "weight":
+                raise ValueError(
+                    f"{path}: a {type(module).__name__} holds no weight (quantised?); load the unquantised model"
+                )
+            raise KeyError(name)
+        if leaf == "weight" and getattr(module, leaf).ndim == 2 and name not in self._probed:
+            assert module is not None
+            require_linear(module, path)
+            self._probed.add(name)
+        return getattr(module, leaf).detach()
+
+    def __contains__(self, name: object) -> bool:
+        path, _, leaf = str(name).rpartition(".")
+        return torch.is_tensor(getattr(self._module(path), leaf, None))
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._model.named_parameters(remove_duplicate=False))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _module(self, path: str) -> nn.Module | None:
+        module: Any = self._model
+        for part in path.split(".") if path else ():
+            module = getattr(module, part, None)
+        return module
+
+
+def _inputs(width: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, width, generator=generator).to(like)
+
+
+def _linear_part(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x) - module(torch.zeros_like(x))
+
+
+def _acts_as_base(module: Any) -> bool:
+    """Whether an adapter changes nothing: not trained yet, switched off, or merged into its base layer."""
+    base = module.base_layer
+    if not torch.is_tensor(getattr(base, "weight", None)) or not base.weight.is_floating_point():
+        return False
+    x = _inputs(base.weight.shape[0 if type(base).__name__ == "Conv1D" else 1], base.weight)
+    with measuring(module):
+        return torch.equal(module(x), base(x))
+
+
+def _holds(module: nn.Module, matrix: Tensor) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        torch.is_tensor(weight)
+        and weight.ndim == 2
+        and not weight.is_meta
+        and weight.data_ptr() == matrix.data_ptr()
+        and sorted(weight.shape) == sorted(matrix.shape)
+    )
+
+
+def _refuse(module: nn.Module, what: str) -> None:
+    raise ValueError(
+        f"{what}: a {type(module).__name__} that does not multiply by the weight it holds (an adapter such as LoRA?), "
+        "so the model runs another; merge it first, with PEFT's model.merge_and_unload()"
+    )
