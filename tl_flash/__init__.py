@@ -4,10 +4,12 @@ from tl_flash.clamps import ActivationStats, activation_stats, clamp, clamp_hook
 from tl_flash.decode import decode_directions, decode_to_file, flash_decode
 from tl_flash.evidence import (
     DoseCurve,
+    DoseWindow,
     MentionRate,
     Validation,
     check_lens,
     clamp_sweep,
+    dose_window,
     mention_rate,
     validate,
 )
@@ -20,6 +22,7 @@ __all__ = [
     "ActivationStats",
     "Comparison",
     "DoseCurve",
+    "DoseWindow",
     "ExpertNeuron",
     "Hit",
     "Hits",
@@ -37,6 +40,7 @@ __all__ = [
     "compare",
     "decode_directions",
     "decode_to_file",
+    "dose_window",
     "flash_decode",
     "jacobian_lens",
     "load_model",

@@ -4,7 +4,7 @@ Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`,
 what neurons do on text (`activations`).
 """
 
-from tl_flash.clamps.activations import ActivationStats, activation_stats
+from tl_flash.clamps.activations import ActivationStats, activation_stats, residual_length
 from tl_flash.clamps.alone import answers_alone
 from tl_flash.clamps.answers import Answers
 from tl_flash.clamps.caches import reads_its_cache
@@ -29,4 +29,5 @@ __all__ = [
     "clamp_rows",
     "complete_text",
     "reads_its_cache",
+    "residual_length",
 ]

@@ -255,3 +255,27 @@ def _quantiles(rows: Float[Tensor, "sampled neuron"], levels: tuple[float, ...])
     at = torch.tensor(levels, dtype=torch.float64) * (len(rows) - 1)
     low, high = ordered[at.floor().long()], ordered[at.ceil().long()]
     return torch.lerp(low, high, at.frac().float()[:, None])
+
+
+def residual_length(model: Any, prompts: Prompts, layers: Iterable[int]) -> dict[int, float]:
+    """Root mean square length of the residual stream after each of some layers, over all positions but the first.
+
+    The first is left out, where attention sinks make it many times longer; of a prompt of one token it counts.
+
+    Example:
+        >>> from tl_flash.clamps import Prompts, residual_length
+        >>> residual_length(model, Prompts.of(model, ["the dog saw a cat"]), [1])[1] > 0
+        True
+    """
+    squares = {f"blocks.{layer}.hook_resid_post": 0.0 for layer in layers}
+    count = 0
+
+    def see(residual: Tensor, hook: Any, *, name: str) -> Tensor:
+        squares[name] += float(residual[:, min(1, residual.shape[1] - 1) :].double().square().sum())
+        return residual
+
+    with measuring(model), attached(model, [(name, partial(see, name=name)) for name in squares]):
+        for _, tokens in prompts.batches(8):
+            count += tokens.shape[0] * max(tokens.shape[1] - 1, 1)
+            model(tokens.to(model.W_U.device), return_type=None)
+    return {int(name.split(".")[1]): (total / count) ** 0.5 for name, total in squares.items()}

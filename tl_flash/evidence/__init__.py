@@ -1,19 +1,23 @@
 """The evidence wing: does a label hold? Doses, matched controls, what a clamped model speaks of, checks of a lens."""
 
 from tl_flash.evidence.controls import Peers
+from tl_flash.evidence.doses import dose_window
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
 from tl_flash.evidence.sweep import DoseCurve, clamp_sweep
 from tl_flash.evidence.validation import COLUMNS, Validation, validate
+from tl_flash.evidence.window import DoseWindow
 
 __all__ = [
     "COLUMNS",
     "DoseCurve",
+    "DoseWindow",
     "MentionRate",
     "Peers",
     "Validation",
     "check_lens",
     "clamp_sweep",
+    "dose_window",
     "mention_rate",
     "mentions",
     "validate",

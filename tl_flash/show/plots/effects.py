@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_flash.evidence import DoseCurve, Validation
+from tl_flash.evidence import DoseCurve, DoseWindow, Validation
 from tl_flash.show.plots import theme as themes
-from tl_flash.show.plots.theme import all_quoted, quoted
+from tl_flash.show.plots.theme import Theme, all_quoted, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 LENS_COLUMNS = ("layer", "dose", "reading", "correlation")
 
 
-def dose_curve(curve: DoseCurve, *, theme: str = "light") -> go.Figure:
-    """Mean probability of each token as a neuron is clamped, with its 95% band over the prompts.
+def dose_curve(curve: DoseCurve | DoseWindow, *, theme: str = "light") -> go.Figure:
+    """What a clamp does by its dose: to tokens' probabilities, or to the text that a model writes.
 
-    Dotted lines stand at the unclamped probabilities.
+    Of a `DoseCurve` the mean probability of each token, with its 95% band over the prompts; dotted lines stand at the
+    unclamped probabilities. Of a `DoseWindow` the share of completions that speak of the word, above how the text
+    reads, perplexity and distinct bigrams, with the window shaded.
 
     Args:
-        curve: of `clamp_sweep`.
+        curve: of `clamp_sweep`, or of `dose_window`.
         theme: "light" or "dark".
 
     Raises:
@@ -37,6 +40,8 @@ def dose_curve(curve: DoseCurve, *, theme: str = "light") -> go.Figure:
         2
     """
     colours = themes.of(theme)
+    if isinstance(curve, DoseWindow):
+        return _window(curve, colours)
     records = curve.to_frame().to_dict("records")
     figure = themes.figure(
         colours,
@@ -77,6 +82,38 @@ def dose_curve(curve: DoseCurve, *, theme: str = "light") -> go.Figure:
         )
         figure.add_hline(y=unclamped["prob"], line={"color": colour, "dash": "dot", "width": 1})
     return figure.update_yaxes(rangemode="tozero", tickformat=".0~%").update_layout(showlegend=True)
+
+
+def _window(window: DoseWindow, colours: Theme) -> go.Figure:
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
+    figure.update_layout(template=colours.template())
+    subtitle = f"greedy completions of {window.shows.shape[1]} prompts, read by the unclamped model"
+    themes.titled(figure, colours, escape(repr(window)), subtitle)
+    doses = window.doses[1:].tolist()
+    lines = (
+        (1, f"speak of {quoted(window.looked_for)}", window.share_shown, colours.blue, "solid", ".0%"),
+        (2, "perplexity", window.perplexity_ratio, colours.orange, "solid", ".3g"),
+        (2, "distinct bigrams", window.distinct_ratio, colours.green, "solid", ".0%"),
+    )
+    for row, name, values, colour, dash, shown in lines:
+        figure.add_scatter(
+            x=doses,
+            y=values[1:].tolist(),
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.5, "dash": dash},
+            hovertemplate=f"{name}: %{{y:{shown}}} at %{{x:.3g}} times the units<extra></extra>",
+            row=row,
+            col=1,
+        )
+    if window.open:
+        figure.add_vrect(
+            x0=window.low, x1=window.high, fillcolor=themes.faint(colours.green), line_width=0, row="all", col="all"
+        )
+    figure.update_xaxes(type="log", title="dose, in units of the clamp", row=2, col=1)
+    figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%", title="completions", row=1, col=1)
+    figure.update_yaxes(type="log", title="over the unclamped", row=2, col=1)
+    return figure
 
 
 def validation(*validations: Validation, theme: str = "light") -> go.Figure:
