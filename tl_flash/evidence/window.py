@@ -102,9 +102,9 @@ class DoseWindow:
 
     def __repr__(self) -> str:
         named = ", ".join(map(str, self.units)) if len(self.units) <= 3 else f"{len(self.units)} neurons"
-        shown = "shows at no dose" if self.low is None else f"shows from {self.low:.3g} times"
-        reads = "reads at no dose" if self.high is None else f"reads up to {self.high:.3g} times"
-        return f"{self.looked_for!r} by {named}: {shown} their units, the text {reads}"
+        shown = "shows at no dose" if self.low is None else f"shows from {self.low:.3g} units"
+        reads = "reads at no dose" if self.high is None else f"reads up to {self.high:.3g} units"
+        return f"{self.looked_for!r} by {named}: {shown}, the text {reads}"
 
     def _first(self, where: Bool[Tensor, " dose"]) -> float | None:
         found = where[1:].nonzero()[:, 0]
