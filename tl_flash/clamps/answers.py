@@ -46,7 +46,8 @@ class Answers:
         """
         longest, d_vocab = max(map(len, prompts.rows)), model.W_U.shape[1]
         size = max(1, _LOGITS_AT_ONCE // (longest * d_vocab)) if batch_size is None else batch_size
-        last, nll = torch.empty(len(prompts.rows), d_vocab), torch.empty(len(prompts.rows))
+        n = len(prompts.rows)
+        last, nll = torch.empty(n, d_vocab, dtype=torch.float32), torch.empty(n, dtype=torch.float32)
         with measuring(model):
             for batch, tokens in prompts.batches(size):
                 with held(batch):

@@ -121,7 +121,7 @@ def clamp_sweep(
     prob, logit, rank = (torch.stack(part) for part in zip(*read, strict=True))
     return DoseCurve(
         neuron=neuron,
-        values=torch.tensor([value for _, value in doses]),
+        values=torch.tensor([value for _, value in doses], dtype=torch.float32),
         tokens=names,
         prob=prob,
         logit=logit,

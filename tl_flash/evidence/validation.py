@@ -74,7 +74,7 @@ class Validation:
         return sum(record["dlogp"] > 0 for record in self.records) / len(self.records)
 
     def __repr__(self) -> str:
-        effect = torch.tensor([record["dlogp"] for record in self.records]).median()
+        effect = torch.tensor([record["dlogp"] for record in self.records], dtype=torch.float32).median()
         return (
             f'{len(self.records)} neurons, side "{self.side}", {self.prompts} prompts, {self.controls} controls each: '
             f"{self.share_raised():.0%} of labels raised, median {effect:+.2f} nats "
@@ -202,7 +202,8 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> 
             x = lens.carry(x, layer)
         ids = torch.tensor([[hits.token_id(hit)] for hit in here])
         logits = kernel.token_scores(x, ids, unembedding)[:, 0]
-        listed = torch.tensor([hit.logit if hit.pole == "positive" else -hit.logit for hit in here])
+        signed = [hit.logit if hit.pole == "positive" else -hit.logit for hit in here]
+        listed = torch.tensor(signed, dtype=torch.float32)
         far = (logits - listed).abs() > 0.02 * listed.abs() + 1e-6
         if far.any():
             hit = here[int(far.nonzero()[0])]

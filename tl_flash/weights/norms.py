@@ -50,7 +50,7 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
 def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
     """The scale of a norm and whether it centres, by its answers to v, -v and v + 1."""
     d_model = like.shape[-1]
-    v = 64 * torch.randn(2, 1, d_model, generator=torch.Generator().manual_seed(0)).to(like)
+    v = 64 * torch.randn(2, 1, d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(like)
     with measuring(module):
         odd = ((module(v) - module(-v)) / 2).double()[:, 0]  # no bias
         shifted = ((module(v + 64) - module(-v - 64)) / 2).double()[:, 0]
