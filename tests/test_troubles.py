@@ -5,17 +5,14 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tests import families
-from tl_flash import (
-    activation_stats,
-    clamp_sweep,
-    flash_decode,
-    validate,
-)
+from tl_flash import activation_stats, clamp, clamp_sweep, decode_directions, flash_decode, validate
 from tl_flash.kernel import reference_decode
 from tl_flash.weights import read
+from tl_flash.weights.norms import traced_final_norm
 
 SURFACES = ["hf", "bridge"]
 LINEARS = {"in": "up_proj", "gate": "gate_proj", "out": "down_proj"}
@@ -275,3 +272,198 @@ def test_float64_models_are_measured(surface):
     hits = flash_decode(model, side="out").specialised(2, quantile=0.5)
     assert validate(model, hits, controls=3, prompts=["a dog", "the cat"]).to_frame()["dlogp"].notna().all()
     assert float(activation_stats(model, ["a dog"]).max.max()) > 0
+
+
+# Models of a config of one's own
+
+needs_hooked = pytest.mark.skipif(not families.HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has none")
+SIZES = dict(d_model=24, d_head=6, n_heads=4, d_mlp=36, n_layers=2, n_ctx=16, d_vocab=30, seed=0, device="cpu")
+
+
+def hooked_of(**options):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    model = HookedTransformer(HookedTransformerConfig(**(SIZES | dict(act_fn="relu") | options)), move_to_device=False)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + noise if name.endswith(".w") else noise
+    return model
+
+
+def folded(model, **options):
+    model = copy.deepcopy(model)
+    model.load_and_process_state_dict(copy.deepcopy(model.state_dict()), center_unembed=False, **options)
+    return model
+
+
+def alike(a, b):
+    assert torch.equal(a.positive.ids, b.positive.ids) and torch.equal(a.negative.ids, b.negative.ids)
+    for name in ("logits", "log_z", "write_z"):
+        assert torch.allclose(getattr(a.positive, name), getattr(b.positive, name), rtol=1e-3, atol=1e-4), name
+
+
+@needs_hooked
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_without_a_norm_a_direction_is_read_at_its_own_length(side, tmp_path):
+    model = hooked_of(normalization_type=None)
+    neurons = flash_decode(model, side=side, k=3, tokens=[5])
+    mlp = model.blocks[1].mlp
+    x = (mlp.W_in.T if side == "in" else mlp.W_out).detach()
+    scores = x.double() @ model.W_U.double()
+    probs = scores.softmax(-1)
+    assert torch.allclose(
+        neurons.positive.probs[1].double(), probs.gather(1, neurons.positive.ids[1].long()), rtol=1e-3
+    )
+    away = (-scores).softmax(-1)
+    assert torch.allclose(neurons.negative.probs[1].double(), away.gather(1, neurons.negative.ids[1].long()), rtol=1e-3)
+    assert torch.allclose(neurons.tracked_probs(5)[1].double(), probs[:, 5], rtol=1e-3)
+    assert torch.allclose(neurons.norm[1], x.norm(dim=-1)) and not neurons.source.final_norm
+    neurons.save(tmp_path / "map")
+    loaded = type(neurons).load(tmp_path / "map")
+    assert torch.equal(loaded.positive.probs, neurons.positive.probs)
+    assert loaded["L1N3"].positive == neurons["L1N3"].positive
+    alone = decode_directions(x, model, k=3)
+    assert torch.allclose(alone.positive.probs[0], neurons.positive.probs[1])
+    assert torch.allclose(alone.norm[0], x.norm(dim=-1))
+
+
+@needs_hooked
+def test_a_clamp_without_a_norm_moves_the_logits_as_the_write_direction_says():
+    model = hooked_of(normalization_type=None)
+    tokens = torch.arange(5)[None]
+    neurons = flash_decode(model, side="out", k=30)
+    with torch.no_grad():
+        before = model(tokens)[0, -1]
+        with clamp(model, {"L1N3": 1.0}, mode="add"):
+            change = model(tokens)[0, -1] - before
+    change = change - change.mean()
+    assert torch.allclose(neurons.positive.logits[1, 3], change[neurons.positive.ids[1, 3].long()], atol=1e-5)
+
+
+@needs_hooked
+@pytest.mark.parametrize("normalization_type", [None, "LN"])
+def test_modular_addition_has_classes_of_its_own(normalization_type):
+    model = hooked_of(d_vocab_out=19, normalization_type=normalization_type)
+    model.tokenizer = families.tokenizer()
+    neurons = flash_decode(model, side="out", k=3)
+    assert neurons.d_vocab == 19 and neurons.vocab.string(4) == "<4>"
+    assert flash_decode(model, side="out", k=3, tokenizer=[f"class {i}" for i in range(19)]).vocab.id("class 4") == 4
+    prompts = torch.tensor([[3, 29, 25], [1, 20, 28]])
+    sweep = clamp_sweep(model, "L1N3", [0.0, 2.0], prompts, [4, 18])
+    assert sweep.tokens == ("<4>", "<18>") and sweep.prob.shape == (2, 2, 2)
+    assert activation_stats(model, prompts).count == 6
+    tested = validate(model, neurons.specialised(2, quantile=0.5), prompts=prompts, controls=3, value=3.0)
+    assert len(tested.records) == 2 and tested.to_frame()["perplexity_ratio"].isna().all()
+
+
+@needs_hooked
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_a_last_norm_that_does_not_centre_is_told_from_the_others(side):
+    raw = hooked_of(normalization_type="LN", final_rms=True)
+    for model in (raw, folded(raw)):  # TransformerLens folds to another model here, whose own W_U is then the truth
+        neurons = flash_decode(model, side=side, k=3)
+        block = model.blocks[1]
+        x = block.mlp.W_out if side == "out" else (getattr(block.ln2, "w", torch.ones(24))[:, None] * block.mlp.W_in).T
+        x = x - x.mean(-1, keepdim=True) if side == "in" else x
+        W_U = getattr(model.ln_final, "w", torch.ones(24))[:, None] * model.W_U
+        truth = reference_decode(x.detach(), W_U.detach(), k=3, dtype=torch.float64)
+        assert torch.equal(neurons.positive.ids[1], truth.ids[0])
+        assert torch.allclose(neurons.positive.log_z[1], truth.log_z[0], atol=1e-4)
+
+
+@needs_hooked
+def test_a_norm_over_the_neurons_is_folded_as_TransformerLens_folds_it():
+    model = hooked_of(normalization_type="LN", act_fn="solu_ln")
+    ready = folded(model)
+    assert not hasattr(ready.blocks[0].mlp.ln, "w"), "else nothing was folded"
+    for side in ("in", "out"):
+        alike(flash_decode(model, side=side, k=3), flash_decode(ready, side=side, k=3))
+    assert torch.allclose(read(model).directions(1, "out", neurons=slice(3, 9)), read(model).directions(1, "out")[3:9])
+    plain = read(model).directions(1, "out", fold_ln=False)
+    assert torch.equal(plain, model.blocks[1].mlp.W_out.detach())
+
+
+# Directions through models whose MLPs cannot be read
+
+
+def mamba():
+    return transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=97, hidden_size=40, num_hidden_layers=2, state_size=4)
+    )
+
+
+def randomised(hf):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return hf.eval()
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("make", [mamba], ids=["mamba"])
+def test_directions_need_no_mlp(surface, make):
+    hf = randomised(make())
+    gain, head = hf.backbone.norm_f.weight.detach(), hf.lm_head.weight.detach()
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
+    truth = reference_decode(x, gain[:, None] * head.T, k=3, ignore=range(72, 97), dtype=torch.float64)
+    model = hf if surface == "hf" else booted(hf)
+    found = decode_directions(x, model, k=3, tokenizer=families.tokenizer())
+    assert torch.equal(found.positive.ids[0], truth.ids[0])
+    assert torch.allclose(found.positive.log_z[0], truth.log_z[0], atol=1e-4)
+    with pytest.raises(ValueError, match="MLP|not known"):
+        flash_decode(model)
+
+
+@needs_hooked
+def test_directions_need_no_mlp_of_an_attention_only_model():
+    model = hooked_of(attn_only=True, normalization_type="LN")
+    x = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
+    W_U = (model.ln_final.w[:, None] * model.W_U).detach()
+    truth = reference_decode(x, W_U, centre=True, k=3, dtype=torch.float64)
+    found = decode_directions(x, model, k=3)
+    assert torch.equal(found.positive.ids[0], truth.ids[0])
+    assert torch.allclose(found.positive.log_z[0], truth.log_z[0], atol=1e-4)
+    with pytest.raises(ValueError, match="no MLP"):
+        flash_decode(model)
+
+
+@pytest.mark.parametrize("name", families.DENSE)
+def test_the_norm_that_is_traced_is_the_final_one(name):
+    family, hf = families.FAMILIES[name], families.hf_model(name)
+    gain, centre = traced_final_norm(hf, hf.lm_head if hasattr(hf, "lm_head") else hf.embed_out)
+    truth = families.gain(families.part(name, family.final_norm), family.layer_norm).float()
+    assert centre == family.layer_norm and torch.allclose(gain, truth, rtol=1e-3, atol=1e-4)
+
+
+# Heads that do not read the residual stream
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_masked_language_models_head_is_refused(surface, kind):
+    sizes = dict(vocab_size=97, hidden_size=40, num_hidden_layers=2, num_attention_heads=4, intermediate_size=52)
+    hf = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
+    if surface == "bridge" and kind == "Roberta":
+        pytest.skip("TransformerLens has no bridge of it")
+    model = hf if surface == "hf" else booted(hf)
+    with pytest.raises(ValueError, match="between|not known"):
+        flash_decode(model)
+    with pytest.raises(ValueError, match="between"):
+        decode_directions(torch.ones(2, 40), model)
+
+
+def test_a_model_without_an_unembedding_is_refused():
+    model = transformers.LlamaModel(families.FAMILIES["llama"].config)
+    with pytest.raises(ValueError, match="no unembedding; expected a causal language model"):
+        decode_directions(torch.ones(2, 40), model)
+
+
+def test_an_encoder_and_decoder_are_refused_by_name():
+    config = transformers.T5Config(vocab_size=97, d_model=40, num_layers=2, num_heads=4, d_ff=52, d_kv=10)
+    model = booted(transformers.T5ForConditionalGeneration(config).eval())
+    with pytest.raises(ValueError, match="an encoder and a decoder; load a decoder-only model"):
+        flash_decode(model)
+    with pytest.raises(ValueError, match="an encoder and a decoder"):
+        decode_directions(torch.ones(2, 40), model)
