@@ -9,7 +9,18 @@ import transformers
 from torch import nn
 
 from tests import families
-from tl_flash import activation_stats, clamp, clamp_sweep, decode_directions, flash_decode, validate
+from tl_flash import (
+    NeuronMap,
+    activation_stats,
+    clamp,
+    clamp_sweep,
+    decode_directions,
+    flash_decode,
+    jacobian_lens,
+    load_model,
+    mention_rate,
+    validate,
+)
 from tl_flash.kernel import reference_decode
 from tl_flash.weights import read
 from tl_flash.weights.norms import traced_final_norm
@@ -467,3 +478,78 @@ def test_an_encoder_and_decoder_are_refused_by_name():
         flash_decode(model)
     with pytest.raises(ValueError, match="an encoder and a decoder"):
         decode_directions(torch.ones(2, 40), model)
+
+
+# What has no hooks, or has them covered
+
+
+USES = {
+    "clamp": lambda model: clamp(model, {"L1N3": 1.0}).__enter__(),
+    "activation_stats": lambda model: activation_stats(model, ["a dog"]),
+    "clamp_sweep": lambda model: clamp_sweep(model, "L1N3", [1.0], ["a dog"], [5]),
+    "mention_rate": lambda model: mention_rate(model, ["a dog"], "dog", {"L1N3": 1.0}, max_new_tokens=2),
+    "validate": lambda model: validate(model, {"L1N3": 5}, controls=2, prompts=["a dog"]),
+    "jacobian_lens": lambda model: jacobian_lens(model, ["a dog"]),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_hugging_face_model_is_refused_where_hooks_are_needed_and_the_advice_works(use):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf = fresh("hf")
+    with pytest.raises(TypeError, match=r'boot_transformers\("my/model", hf_model=model, tokenizer=tokenizer\)'):
+        use(hf)
+    use(TransformerBridge.boot_transformers("my/model", hf_model=hf, tokenizer=families.tokenizer()))
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_compiled_model_is_refused_where_hooks_are_needed_and_the_advice_works(use):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        compiled = torch.compile(families.build("llama", "bridge"))
+    with pytest.raises(ValueError, match="give model._orig_mod"):
+        use(compiled)
+    use(compiled._orig_mod)
+
+
+@pytest.mark.parametrize("name", USES.keys() - {"jacobian_lens"})
+def test_what_is_no_model_is_refused_where_hooks_are_needed(name):
+    use = USES[name]
+    with pytest.raises(TypeError, match="load_model"):
+        use("gpt2")
+    with pytest.raises(TypeError, match="expected a HookedTransformer or a TransformerBridge, got Linear"):
+        use(nn.Linear(2, 2))
+    config = transformers.T5Config(vocab_size=97, d_model=40, num_layers=2, num_heads=4, d_ff=52, d_kv=10)
+    with pytest.raises(ValueError, match="an encoder and a decoder"):
+        use(booted(transformers.T5ForConditionalGeneration(config).eval()))
+
+
+@pytest.mark.parametrize("surface", [s for s in families.surfaces() if s in ("bridge", "hooked")])
+def test_an_sae_at_the_hook_point_is_named_and_the_advice_works(surface):
+    class SAE(nn.Module):
+        def forward(self, x):
+            return x
+
+    model = copy.deepcopy(families.build("llama", surface))
+    mlp = model.blocks[1].mlp
+    if "hook_post" not in mlp._modules:
+        pytest.skip("hook_post is another name of a hook here, which an SAE replaces under its own")
+    covered, mlp.hook_post = mlp.hook_post, SAE()
+    with pytest.raises(ValueError, match=r"SAE has taken its place.*model.reset_saes\(\)"), clamp(model, {"L1N3": 1.0}):
+        pass
+    mlp.hook_post = covered  # what reset_saes does
+    with clamp(model, {"L1N3": 1.0}):
+        model(torch.tensor([[3, 4]]))
+
+
+def test_a_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path):
+    fresh("hf").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    for use in (flash_decode, lambda path: load_model(str(path))):
+        with pytest.raises(ValueError, match=f"a file; expected a model's folder, give {tmp_path}"):
+            use(file)
+    flash_decode(file.parent).save(tmp_path / "map")
+    with pytest.raises(FileNotFoundError, match="a folder; expected a file that .save wrote"):
+        NeuronMap.load(tmp_path)
+    assert len(NeuronMap.load(tmp_path / "map")) == 104

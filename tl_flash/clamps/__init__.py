@@ -11,6 +11,7 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
+from tl_flash.clamps.sites import require_hooks
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
+    "require_hooks",
 ]

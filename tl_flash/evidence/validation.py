@@ -20,6 +20,7 @@ from tl_flash.clamps import (
     PromptsLike,
     activation_stats,
     answers_alone,
+    require_hooks,
 )
 from tl_flash.evidence.controls import Peers, against
 from tl_flash.evidence.labels import own_labels
@@ -168,6 +169,7 @@ def validate(
         raise ValueError(
             f'stats: they are units for value="auto", and would not be used with value={value!r}; give one'
         )
+    require_hooks(model)
     weights = read(model)
     if isinstance(labels, Mapping) and lens is not None:
         raise ValueError("lens: labels of your own are read without one; expected none, or Hits of a map made with it")

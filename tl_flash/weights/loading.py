@@ -17,13 +17,15 @@ def load_model(name: str, surface: str = "bridge") -> Any:
 
     Raises:
         FileNotFoundError: `name` looks like a folder, but holds no config.json.
-        ValueError: an unknown surface, or a folder that HookedTransformer cannot take.
+        ValueError: an unknown surface, a file, or a folder that HookedTransformer cannot take.
         ImportError: HookedTransformer asked of TransformerLens 4.
     """
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
     path = Path(name)
     local = path.is_dir()
+    if path.is_file():
+        raise ValueError(f"{name}: a file; expected a model's folder, give {path.parent}")
     if local and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{name}: expected a model folder with config.json")
     if not local and (path.is_absolute() or name.startswith(".")):
