@@ -518,3 +518,54 @@ def test_tracking_that_missed_the_pass(model, tokens):
     only = [entry for entry in clamp_hooks({"L0N3": 1.0}, positions=2) if entry[0].endswith("hook_post")]
     with pytest.raises(RuntimeError, match="blocks.0.attn.hook_pattern, did not see this pass"):
         model.run_with_hooks(tokens, fwd_hooks=only)
+
+
+# Passes whose shape says nothing of the position
+
+
+def hf_generated(model, tokens, **options):
+    return model.original_model.generate(tokens, max_new_tokens=4, do_sample=False, pad_token_id=1, **options)
+
+
+REPEATING = torch.tensor([[3, 4, 5, 3, 4, 5, 3, 4, 6]])
+
+
+@pytest.mark.parametrize("positions", [4, "prompt", "generated", "last"])
+def test_a_static_cache_is_refused_and_the_advice_works(bridge, positions):
+    with pytest.raises(RuntimeError, match="static.*a cache that grows"), clamp(bridge, NEURONS, positions=positions):
+        hf_generated(bridge, REPEATING, cache_implementation="static")
+    with clamp(bridge, NEURONS, positions=positions):
+        hf_generated(bridge, REPEATING)
+    with clamp(bridge, NEURONS):
+        hf_generated(bridge, REPEATING, cache_implementation="static")
+
+
+@pytest.mark.parametrize(
+    "options", [{"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 8}, {"prefill_chunk_size": 4}], ids=str
+)
+def test_passes_that_mix_prompt_and_generation_are_refused_by_name_and_right_by_index(bridge, options):
+    for positions in ("prompt", "generated", "last"):
+        with pytest.raises(RuntimeError, match="give positions as indices"):
+            with clamp(bridge, NEURONS, positions=positions):
+                hf_generated(bridge, REPEATING[:, :8] if "lookup" in str(options) else REPEATING, **options)
+    neurons = {f"L0N{index}": 9.0 for index in range(20)}
+    with clamp(bridge, neurons, positions=[4, 6]):
+        plain = hf_generated(bridge, REPEATING)
+        assert torch.equal(hf_generated(bridge, REPEATING, **options), plain)
+    assert not torch.equal(plain, hf_generated(bridge, REPEATING)), "else the clamp does nothing"
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated", "last"])
+@torch.no_grad()
+def test_a_prompt_in_chunks_of_ones_own_is_refused_by_name(model, tokens, positions):
+    with pytest.raises(RuntimeError, match="2 positions came upon the 3 before them.*give positions as indices"):
+        with clamp(model, NEURONS, positions=positions):
+            read_prefix(model, tokens[:, :3])(tokens[:, 3:5])
+
+
+@torch.no_grad()
+def test_a_prompt_in_chunks_is_clamped_at_its_indices(model, tokens):
+    expected = model.run_with_hooks(tokens, fwd_hooks=by_hand(NEURONS, "set", [1, 4]))
+    with clamp(model, NEURONS, positions=[1, 4]):
+        read = read_prefix(model, tokens[:, :3])
+        torch.testing.assert_close(read(tokens[:, 3:]), expected[:, 3:], atol=1e-5, rtol=0)

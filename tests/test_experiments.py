@@ -96,3 +96,38 @@ def test_wrong_questions_are_refused(model):
         mention_rate(model, [], "dog", {"L1N3": 1.0})
     with pytest.raises(ValueError, match="word"):
         mention_rate(model, PROMPTS, " ", {"L1N3": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "found"),
+    [
+        ("Dogs.", "dog", True),
+        ("A hotdog, dogged", "dog", False),
+        ("my dog_house", "dog", False),
+        ("我最喜欢的动物是狗，因为", "狗", True),
+        ("我最喜欢猫", "狗", False),
+        ("私の好きな動物は犬です", "犬", True),
+        ("いぬがすき", "いぬ", True),
+        ("ホットドッグ", "ドッグ", True),
+        ("ฉันชอบสุนัขมาก", "สุนัข", True),
+        ("나는 강아지를 좋아해", "강아지", True),
+        ("불강아지", "강아지", False),
+        ("I like C++.", "C++", True),
+        ("C++11 is", "C++", True),
+        ("ABC++", "C++", False),
+        ("It costs $5", "$", True),
+        ("in New\nYork now", "New York", True),
+        ("in Newer York", "New York", False),
+        ("New Yorkers", "New York", False),
+        ("Собаки и собака", "собака", True),
+        ("собакам", "собака", False),
+        ("कीमत", "की", False),
+        ("राम की किताब", "की", True),
+        ("cafe\u0301 noir", "caf\u00e9", True),
+        ("the iPhone狗", "iphone", True),
+        ("a cat, then", "cat's", False),
+        ("the cat's toy", "cat", True),
+    ],
+)
+def test_a_word_is_found_as_its_script_writes_words(text, word, found):
+    assert mentions(text, word) is found

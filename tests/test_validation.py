@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_map_stands_for_its_most_specialised_neurons(model):
 
 
 def test_wrong_arguments_are_refused(model, hits):
-    with pytest.raises(TypeError, match="NeuronMap or Hits"):
+    with pytest.raises(TypeError, match="NeuronMap, Hits or a dict"):
         validate(model, ["L0N3"])
     with pytest.raises(ValueError, match="at least one neuron"):
         validate(model, hits[:0])
@@ -131,3 +132,68 @@ def test_labels_of_another_model_are_refused(model):
 
 def test_the_default_prompts_serve(model, hits):
     assert validate(model, hits[:1], controls=2).prompts == len(NEUTRAL_PROMPTS)
+
+
+# Silent neurons, and labels of one's own
+
+
+def silenced(model, hit):
+    """The model with one neuron that is 0 on every text."""
+    quiet = copy.deepcopy(model)
+    with torch.no_grad():
+        quiet.blocks[hit.neuron.layer].mlp.W_gate[:, hit.neuron.index] = 0
+    return quiet
+
+
+def test_a_silent_neuron_is_listed_and_left_out(model, hits, result):
+    quiet = silenced(model, hits[1])
+    tested = validate(quiet, hits, prompts=PROMPTS, controls=4, seed=3)
+    assert tested.silent == (str(hits[1].neuron),)
+    assert [row["neuron"] for row in tested.records] == [str(hits[0].neuron), str(hits[2].neuron)]
+    assert f"1 silent on the prompts: {hits[1].neuron}" in repr(tested) and len(tested.control_effects) == 2
+    assert result.silent == () and "silent" not in repr(result)
+    both = validate(quiet, hits[::2], prompts=PROMPTS, controls=4, seed=3)
+    assert both.to_frame().equals(tested.to_frame())
+
+
+def test_neurons_that_are_all_silent_are_refused_and_the_advice_works(model, hits):
+    quiet = silenced(model, hits[0])
+    with pytest.raises(ValueError, match="give a value, or stats="):
+        validate(quiet, hits[:1], prompts=PROMPTS, controls=2)
+    assert len(validate(quiet, hits[:1], prompts=PROMPTS, controls=2, value=2.0).records) == 1
+    stats = activation_stats(model, PROMPTS)  # as on texts where it is active
+    assert len(validate(quiet, hits[:1], prompts=PROMPTS, controls=2, stats=stats).records) == 1
+
+
+def test_labels_of_ones_own_are_tested_as_a_maps(model, hits, result):
+    own = validate(model, {hit.neuron: hits.token_id(hit) for hit in hits}, prompts=PROMPTS, controls=4)
+    assert own.side == "out"
+    assert torch.allclose(own.control_effects, result.control_effects, atol=1e-5)
+    for row, other in zip(own.records, result.records, strict=True):
+        for name in COLUMNS:
+            expected = pytest.approx(other[name], abs=1e-4) if isinstance(other[name], float) else other[name]
+            assert row[name] == expected, name
+
+
+def test_the_dose_of_ones_own_label_has_the_sign_that_writes_it(model):
+    neurons = flash_decode(model, side="out", k=2)
+    worst = int(neurons.negative.ids[1, 3, 0])
+    [row] = validate(model, {"L1N3": worst}, prompts=PROMPTS, controls=3).records
+    assert row["pole"] == "negative" and row["value"] < 0 and row["write_z"] < 0
+    assert row["write_z"] == pytest.approx(-float(neurons.negative.z[1, 3, 0]), rel=1e-4)
+    middling = validate(model, {(1, 3): " dog"}, prompts=PROMPTS, controls=3).records[0]
+    assert middling["token"] == " dog" and middling["neuron"] == "L1N3"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "at least one neuron"),
+        ({"L0N3": "no such token"}, "expected one token"),
+        ({"L9N3": " dog"}, "no neuron of this model"),
+        ({"L0N3": " dog", (0, 3): " cat"}, "each neuron once"),
+    ],
+)
+def test_labels_of_ones_own_that_name_nothing_are_refused(model, labels, message):
+    with pytest.raises(ValueError, match=message):
+        validate(model, labels, controls=2)

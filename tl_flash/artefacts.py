@@ -49,6 +49,8 @@ def read(format: str, version: int, path: str | Path) -> tuple[dict[str, Any], d
         ValueError: it is truncated, altered, foreign, or of a newer format.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path}: a folder; expected a file that .save wrote, or decode this folder first")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

@@ -57,9 +57,7 @@ class Vocab:
         A model that answers with classes of its own (`cfg.d_vocab_out` other than `cfg.d_vocab`, as in modular
         addition) does not name them by the tokens that it reads.
         """
-        cfg = getattr(model, "cfg", None)
-        d_in, d_out = getattr(cfg, "d_vocab", None), getattr(cfg, "d_vocab_out", None)
-        if tokenizer is None and (d_in == d_out or d_out in (None, -1)):
+        if tokenizer is None and writes_what_it_reads(model):
             tokenizer = getattr(model, "tokenizer", None)
         return cls.of_tokenizer(tokenizer, d_vocab)
 
@@ -139,6 +137,12 @@ class Vocab:
             hint = f", but it is {len(pieces)}: {[self.string(id) for id in pieces]}"
         near = [other for other in (" " + token.lstrip(), token.lstrip()) if other in self._ids_by_string]
         return hint + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+
+
+def writes_what_it_reads(model: Any) -> bool:
+    """Whether a model predicts the tokens that it reads, and not classes of its own."""
+    cfg = getattr(model, "cfg", None)
+    return getattr(cfg, "d_vocab_out", None) in (None, -1, getattr(cfg, "d_vocab", None))
 
 
 def _read_tokenizer(tokenizer: Any) -> tuple[dict[int, str], Split | None]:

@@ -12,6 +12,7 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
+from tl_flash.clamps.sites import require_hooks
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "complete_text",
     "reads_its_cache",
     "residual_length",
+    "require_hooks",
 ]

@@ -201,8 +201,8 @@ class _Tally:
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float64)
-        self.min = torch.tensor(torch.inf)
-        self.max = torch.tensor(-torch.inf)
+        self.min = torch.tensor(torch.inf, dtype=torch.float64)
+        self.max = torch.tensor(-torch.inf, dtype=torch.float64)
         self.samples: list[Tensor] = []
 
     def add(self, act: Tensor, hook: Any, *, keep: Tensor, drawn: Tensor) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps.prompts import Prompts
+from tl_flash.vocab import writes_what_it_reads
 from tl_flash.weights import measuring
 
 _LOGITS_AT_ONCE = 2**26
@@ -25,7 +26,8 @@ class Answers:
     """Minus their vocabulary mean, so that they do not depend on how the model was loaded."""
     log_probs: Float[Tensor, "prompt d_vocab"]
     nll: Float[Tensor, " prompt"]
-    """Mean negative log-probability of the prompt's own tokens in nats; NaN for a prompt of one token."""
+    """Mean negative log-probability of the prompt's own tokens in nats; NaN for a prompt of one token, or of a model
+    that predicts classes of its own."""
 
     @classmethod
     def of(
@@ -46,14 +48,16 @@ class Answers:
         """
         longest, d_vocab = max(map(len, prompts.rows)), model.W_U.shape[1]
         size = max(1, _LOGITS_AT_ONCE // (longest * d_vocab)) if batch_size is None else batch_size
-        last, nll = torch.empty(len(prompts.rows), d_vocab), torch.empty(len(prompts.rows))
+        n = len(prompts.rows)
+        last, nll = torch.empty(n, d_vocab, dtype=torch.float32), torch.full((n,), torch.nan, dtype=torch.float32)
         with measuring(model):
             for batch, tokens in prompts.batches(size):
                 with held(batch):
                     logits = model(tokens.to(model.W_U.device)).float().cpu()
                 last[batch] = logits[:, -1]
-                log_probs = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-                nll[batch] = -log_probs.mean(1)
+                if writes_what_it_reads(model):
+                    log_probs = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+                    nll[batch] = -log_probs.mean(1)
         return cls(last - last.mean(-1, keepdim=True), last.log_softmax(-1), nll)
 
     def __getitem__(self, which: slice) -> Answers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from operator import index
+from types import FrameType
 from typing import Any, Literal, TypeGuard, get_args
 
 import torch
@@ -104,6 +106,7 @@ class Positioned:
         return f"positions {missed}" if missed else None
 
     def _see_entry(self, residual: Tensor, hook: Any) -> Tensor:
+        _refuse_mixed_passes(f"positions={self._positions!r}")
         previous, now = self._entered, residual.detach()
         self._repeats = (
             previous is not None
@@ -121,8 +124,15 @@ class Positioned:
                 f"positions={self._positions!r}: this pass did not go through {_ENTRY} (it starts at a later "
                 "layer?), so its prompt cannot be told from what was generated; give positions as indices"
             )
+        if n_key > n_query and not pattern[..., -1].any():
+            raise RuntimeError(
+                f"positions: no query sees the last of {n_key} keys, so the cache is longer than the sequence (a static "
+                "cache?) and tells no position; generate with a cache that grows, or clamp every position"
+            )
         seen = self.start + self.width
         self.start, self.width = self._place(n_key - n_query, n_query, seen), n_query
+        if isinstance(self._positions, str) and n_query > 1 and self.start == seen > 0:
+            raise _mixed(f"positions={self._positions!r}", f"{n_query} positions came upon the {seen} before them")
         generates = self._repeats if self.start == 0 else n_query == 1
         if not generates:
             self.n_prompt = self.start + n_query
@@ -152,6 +162,32 @@ class Positioned:
                 + ("Run the sequence from its start under the clamp" if full else "Pass model= to tell them apart")
             )
         return n_cached
+
+
+def _mixed(what: str, seen: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what}: {seen} (a prompt in chunks, or candidates of prompt lookup or an assistant), and nothing tells the "
+        "prompt from what is generated; give the prompt in one pass and generate a token at a time, or give positions "
+        "as indices"
+    )
+
+
+def _refuse_mixed_passes(what: str) -> None:
+    """Refuse a pass of Hugging Face's assisted generation or chunked prefill, whose shapes are those of a prompt.
+
+    Raises:
+        RuntimeError: it is one.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name == "_assisted_decoding" or (name == "_prefill" and _in_chunks(frame)):
+            raise _mixed(what, f"transformers' {name} mixes both in a pass")
+        frame = frame.f_back
+
+
+def _in_chunks(frame: FrameType) -> bool:
+    return getattr(frame.f_locals.get("generation_config"), "prefill_chunk_size", None) is not None
 
 
 def _cache_window(model: Any, layer: int) -> int | None:

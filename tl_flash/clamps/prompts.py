@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_flash.clamps.sites import require_hooks
+
 PromptsLike = Int[Tensor, "prompt position"] | Mapping[str, Any] | Iterable[Any]
 """Whatever `Prompts.of` takes."""
 NEUTRAL_PROMPTS = (
@@ -66,7 +68,7 @@ class Prompts:
             chat: each text is what a user says, a conversation of one message.
 
         Raises:
-            TypeError: they are one string, or of another kind.
+            TypeError: they are one string, or of another kind; a model without hooks.
             ValueError: there are none, one is empty, or one is longer than the model's n_ctx; a mask that fits no
                 padding; chat without a chat template, or of token ids.
 
@@ -77,6 +79,7 @@ class Prompts:
             >>> [row.tolist() for row in Prompts.of(model, batch).rows]
             [[5, 6], [7, 8, 9, 3]]
         """
+        require_hooks(model)
         tokenised = [pair for part in _parts(prompts) for pair in _tokenised(model, part, chat)]
         rows = [row.cpu() for _, row in tokenised]
         if not rows or any(len(row) == 0 for row in rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -52,9 +53,32 @@ def neuron_site(model: Any, layer: int, at: At) -> Site:
     return site
 
 
+def require_hooks(model: Any) -> None:
+    """Refuse what has no TransformerLens hooks that a pass goes through.
+
+    Raises:
+        TypeError: it is no HookedTransformer and no TransformerBridge; the message says how to make one of it.
+        ValueError: it is compiled, or an encoder with a decoder.
+    """
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("model: compiled, and what torch.compile made passes hooks by; give model._orig_mod")
+    if hasattr(model, "hook_dict") and (hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks")):
+        raise ValueError("model: expected one stack of blocks, got an encoder and a decoder; give a decoder-only model")
+    if hasattr(model, "blocks") and hasattr(model, "hook_dict"):
+        return
+    if isinstance(model, torch.nn.Module) and hasattr(model, "config") and hasattr(model, "get_output_embeddings"):
+        raise TypeError(
+            f"model: {kind} is a Hugging Face model, without TransformerLens's hooks; boot it, "
+            'TransformerBridge.boot_transformers("my/model", hf_model=model, tokenizer=tokenizer), and give the bridge'
+        )
+    if isinstance(model, str | Path):
+        raise TypeError(f"model: expected a model with hooks, got the name {str(model)!r}; give load_model(...) of it")
+    raise TypeError(f"model: expected a HookedTransformer or a TransformerBridge, got {kind}")
+
+
 def _dense_mlp(model: Any, layer: int) -> Any:
-    if not hasattr(model, "blocks") or not hasattr(model, "hook_dict"):
-        raise TypeError(f"model: expected a HookedTransformer or a TransformerBridge, got {type(model).__name__}")
+    require_hooks(model)
     n_layers = len(model.blocks)
     if layer >= n_layers:
         raise ValueError(f"layer {layer}: this model's layers are 0 to {n_layers - 1}")
@@ -87,6 +111,11 @@ def hook_point(model: Any, name: str) -> Any:
         ValueError: it has none.
     """
     point = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), model)
+    if isinstance(point, torch.nn.Module) and not hasattr(point, "fwd_hooks"):
+        raise ValueError(
+            f"hook {name!r}: a {type(point).__name__} has taken its place (an attached SAE?); take it off first, with "
+            "model.reset_saes()"
+        )
     if not hasattr(point, "fwd_hooks"):
         raise ValueError(f"hook {name!r}: this {type(model).__name__} has no hook point of that name")
     return point

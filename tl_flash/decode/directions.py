@@ -119,7 +119,7 @@ def decode_directions(
     readout = rows_of(both, slice(n))
     if not final_norm:
         readout = with_lengths(readout, carried)
-    signs = torch.tensor([1.0, -1.0])[:, None, None]
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float32)[:, None, None]
     names = ("ids", "logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked")
     tensors = {name: getattr(readout, name) for name in names}
     tensors["write_z"] = signs * readout.logits / readout.std[:, None]

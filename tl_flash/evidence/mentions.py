@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -125,9 +127,44 @@ def mention_rate(
 def mentions(text: str, word: str) -> bool:
     """Whether a text holds a word, or its plural in -s, as a word of its own, in any case.
 
+    Where the script writes no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) the word is
+    found anywhere; Korean appends particles to it. An end that is no letter or digit, as of "C++", bounds itself.
+
     Example:
         >>> from tl_flash.evidence import mentions
-        >>> mentions("Dogs are fun.", "dog"), mentions("A hotdog.", "dog")
-        (True, False)
+        >>> mentions("Dogs are fun.", "dog"), mentions("A hotdog.", "dog"), mentions("我喜欢狗。", "狗")
+        (True, False, True)
     """
-    return re.search(rf"\b{re.escape(word.strip())}s?\b", text, re.IGNORECASE) is not None
+    text, word = (unicodedata.normalize("NFC", part) for part in (text, word.strip()))
+    plural = "s?" if word and _kind(word[-1]) is _Kind.SPACED else ""
+    pattern = r"\s+".join(map(re.escape, word.split())) + plural
+    return any(_stands_alone(text, *match.span()) for match in re.finditer(pattern, text, re.IGNORECASE))
+
+
+class _Kind(Enum):
+    """What a character says of where words end."""
+
+    BOUND = "no part of a word"
+    SPACED = "of words with spaces between them"
+    SUFFIXED = "of words that take particles without a space"
+    UNSPACED = "of words without spaces between them"
+
+
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+
+def _kind(char: str) -> _Kind:
+    if unicodedata.category(char)[0] not in "LMN" and char != "_":
+        return _Kind.BOUND
+    name = unicodedata.name(char, "")
+    if name.startswith(_UNSPACED):
+        return _Kind.UNSPACED
+    return _Kind.SUFFIXED if name.startswith("HANGUL") else _Kind.SPACED
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is neither begun before nor goes on behind."""
+    first, last = _kind(text[start]), _kind(text[end - 1])
+    begun = start > 0 and first in (_Kind.SPACED, _Kind.SUFFIXED) and _kind(text[start - 1]) is first
+    goes_on = end < len(text) and last is _Kind.SPACED and _kind(text[end]) is last
+    return not begun and not goes_on

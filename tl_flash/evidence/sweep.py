@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_flash.clamps import Answers, Positions, Prompts, PromptsLike, answers_alone
+from tl_flash.clamps import Answers, Positions, Prompts, PromptsLike, answers_alone, require_hooks
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
 from tl_flash.vocab import Vocab
@@ -109,6 +109,7 @@ def clamp_sweep(
     """
     if len(values) == 0:
         raise ValueError("values: expected at least one value to clamp to, got none")
+    require_hooks(model)
     ids, names = _tokens(model, tokens)
     neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts, chat=chat)
     before = Answers.of(model, texts, batch_size)
@@ -121,7 +122,7 @@ def clamp_sweep(
     prob, logit, rank = (torch.stack(part) for part in zip(*read, strict=True))
     return DoseCurve(
         neuron=neuron,
-        values=torch.tensor([value for _, value in doses]),
+        values=torch.tensor([value for _, value in doses], dtype=torch.float32),
         tokens=names,
         prob=prob,
         logit=logit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from tl_flash.clamps import (
     PromptsLike,
     activation_stats,
     answers_alone,
+    require_hooks,
 )
 from tl_flash.evidence.controls import Peers, against
+from tl_flash.evidence.labels import own_labels
 from tl_flash.lens import JacobianLens
 from tl_flash.maps import Hit, Hits, NeuronMap
-from tl_flash.names import Neuron
+from tl_flash.names import Neuron, NeuronKey
 from tl_flash.progress import track
 from tl_flash.weights import MLPWeights, read
 
@@ -49,6 +52,8 @@ class Validation:
     controls: int
     control_effects: Float[Tensor, "neuron control"]
     """Change of the label's log-probability under each control's clamp, mean over prompts."""
+    silent: tuple[str, ...] = ()
+    """Neurons left out of all figures: hook_post is 0 on every prompt, so there are no units to clamp them in."""
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a neuron.
@@ -74,11 +79,12 @@ class Validation:
         return sum(record["dlogp"] > 0 for record in self.records) / len(self.records)
 
     def __repr__(self) -> str:
-        effect = torch.tensor([record["dlogp"] for record in self.records]).median()
+        effect = torch.tensor([record["dlogp"] for record in self.records], dtype=torch.float32).median()
         return (
             f'{len(self.records)} neurons, side "{self.side}", {self.prompts} prompts, {self.controls} controls each: '
             f"{self.share_raised():.0%} of labels raised, median {effect:+.2f} nats "
             f"(controls {self.control_effects.median():+.2f}); {self.share_significant():.0%} significant (q <= 0.05)"
+            + (f"; {len(self.silent)} silent on the prompts: {', '.join(self.silent)}" if self.silent else "")
         )
 
     def __str__(self) -> str:
@@ -96,7 +102,7 @@ class Validation:
 
 def validate(
     model: Any,
-    labels: NeuronMap | Hits,
+    labels: NeuronMap | Hits | Mapping[NeuronKey, str | int],
     *,
     prompts: PromptsLike | None = None,
     chat: bool = False,
@@ -119,7 +125,8 @@ def validate(
 
     Args:
         model: a HookedTransformer or a TransformerBridge; the one that the map was made of.
-        labels: a map, whose `n` most specialised neurons are tested, or Hits of one.
+        labels: a map, whose `n` most specialised neurons are tested; Hits of one; or labels of your own, a token for
+            each neuron, such as {"L3N17": " dog"}, which are tested as what W_out writes.
         prompts: texts, token ids or conversations, as `Prompts.of` takes them; by default twenty neutral beginnings.
         chat: each text is what a user says, in the tokenizer's chat template.
         n: how many neurons of a map.
@@ -137,19 +144,24 @@ def validate(
     Raises:
         TypeError: an argument of another kind.
         ValueError: no neurons, labels of another model or of no neurons' side, fewer than 2 controls or more than the
-            layer has, a neuron whose hook_post is 0 on all prompts or missing in the stats (for "auto"), stats
-            beside a value that does not use them.
+            layer has; every neuron's hook_post 0 on all prompts, or one missing in the stats (for "auto"); stats
+            beside a value that does not use them, or a lens beside labels of your own.
 
     Example:
         >>> validate(model, flash_decode(model, side="out").specialised(2, quantile=0.5), controls=3).side
         'out'
+        >>> validate(model, {"L1N3": " dog", "L1N4": " cat"}, controls=3).to_frame()["token"].tolist()
+        [' dog', ' cat']
     """
     from scipy.stats import false_discovery_control
 
-    hits = labels.specialised(n) if isinstance(labels, NeuronMap) else labels
-    if not isinstance(hits, Hits):
-        raise TypeError(f"labels: expected a NeuronMap or Hits, got {type(labels).__name__}")
-    if len(hits) == 0:
+    if not isinstance(labels, NeuronMap | Hits | Mapping):
+        raise TypeError(
+            f"labels: expected a NeuronMap, Hits or a dict of neuron to token, got {type(labels).__name__}; "
+            'write {"L3N17": " dog"}'
+        )
+    labels = labels.specialised(n) if isinstance(labels, NeuronMap) else labels
+    if len(labels) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
     if stats is not None and not isinstance(stats, ActivationStats):
         raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
@@ -157,14 +169,25 @@ def validate(
         raise ValueError(
             f'stats: they are units for value="auto", and would not be used with value={value!r}; give one'
         )
+    require_hooks(model)
     weights = read(model)
+    if isinstance(labels, Mapping) and lens is not None:
+        raise ValueError("lens: labels of your own are read without one; expected none, or Hits of a map made with it")
+    hits = own_labels(model, weights, labels) if isinstance(labels, Mapping) else labels
     _require_own(weights, hits, lens)
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts, chat=chat)
-    doses = _doses(model, hits, value, stats or texts)
+    all_doses = _doses(model, hits, value, stats or texts)
+    silent = tuple(str(hit.neuron) for hit, dose in zip(hits, all_doses, strict=True) if dose is None)
+    tested = [(hit, dose) for hit, dose in zip(hits, all_doses, strict=True) if dose is not None]
+    if not tested:
+        raise ValueError(
+            f"value: hook_post of {', '.join(silent)} is 0 on all prompts, so there is no unit to clamp it in; give a "
+            "value, or stats=activation_stats(model, texts) of texts that they are active on"
+        )
     before = Answers.of(model, texts, batch_size)
     peers = Peers(weights, controls, seed)
     records, effects = [], []
-    for hit, dose in track(list(zip(hits, doses, strict=True)), "validating", progress, total=len(hits)):
+    for hit, dose in track(tested, "validating", progress, total=len(tested)):
         token, own = hits.token_id(hit), Neuron.of(hit.neuron)
         clamps = [(neuron, dose) for neuron in (own, *peers.of(own))]
         after, *others = answers_alone(model, texts, clamps, positions=positions, batch_size=batch_size)
@@ -173,7 +196,7 @@ def validate(
     q_values = false_discovery_control([record["p_value"] for record in records])  # Benjamini and Hochberg's
     for record, q in zip(records, q_values.tolist(), strict=True):
         record["q_value"] = q
-    return Validation(tuple(records), hits.origin.side, len(texts.rows), controls, torch.stack(effects))
+    return Validation(tuple(records), hits.origin.side, len(texts.rows), controls, torch.stack(effects), silent)
 
 
 def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
@@ -202,7 +225,8 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> 
             x = lens.carry(x, layer)
         ids = torch.tensor([[hits.token_id(hit)] for hit in here])
         logits = kernel.token_scores(x, ids, unembedding)[:, 0]
-        listed = torch.tensor([hit.logit if hit.pole == "positive" else -hit.logit for hit in here])
+        signed = [hit.logit if hit.pole == "positive" else -hit.logit for hit in here]
+        listed = torch.tensor(signed, dtype=torch.float32)
         far = (logits - listed).abs() > 0.02 * listed.abs() + 1e-6
         if far.any():
             hit = here[int(far.nonzero()[0])]
@@ -212,7 +236,8 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> 
             )
 
 
-def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | Prompts) -> list[float]:
+def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | Prompts) -> list[float | None]:
+    """What to clamp each neuron to; None where it is silent."""
     if value != "auto":
         if isinstance(value, str | bool):
             raise ValueError(f'value: expected a number or "auto", got {value!r}')
@@ -223,10 +248,8 @@ def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | 
     doses = []
     for hit in hits:
         largest = units.abs_max_of(hit.neuron)
-        if largest == 0:
-            raise ValueError(f"value: hook_post of {hit.neuron} is 0 on all prompts; give a value, or other prompts")
         sign = _pole_sign(hit) if hits.origin.side == "out" else (1.0 if hit.write_z > 0 else -1.0)
-        doses.append(DOSE * largest * sign)
+        doses.append(DOSE * largest * sign if largest else None)
     return doses
 
 

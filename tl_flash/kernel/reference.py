@@ -50,7 +50,7 @@ def reference_decode(
     variance = centred.square().mean(-1)
     norm = length if norm is None else norm.to(dtype)
     zero, norm = zero | (norm == 0), norm.masked_fill(zero, 0)
-    log_z = torch.full((2, len(x)), math.nan)
+    log_z = torch.full((2, len(x)), math.nan, dtype=dtype, device=x.device)
     if score == "dot":
         scores = centred
         scaled = scores * (math.sqrt(x.shape[1]) / norm)[:, None]

@@ -33,7 +33,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     if ids.ndim != 2 or len(ids) != len(x):
         raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
     wanted = token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
-    scores, rescorer = torch.empty(ids.shape), Rescorer(u, pairs_within(u))
+    scores, rescorer = torch.empty(ids.shape, dtype=torch.float32), Rescorer(u, pairs_within(u))
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
@@ -55,7 +55,7 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
     """
     u = unembedding
     expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
-    mean, std = torch.empty(2, len(x))
+    mean, std = torch.empty(2, len(x), dtype=torch.float32)
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)

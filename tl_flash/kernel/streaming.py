@@ -180,7 +180,7 @@ def _empty_results(n: int, k: int, n_tracked: int, device: torch.device) -> dict
     shapes = {"logits": (2, n, k), "log_z": (2, n), "tracked": (n, n_tracked)}
     shapes |= dict.fromkeys(("norm", "mean", "std", "kurtosis"), (n,))
     flags = dict.fromkeys(("finite", "zero", "unproven", "repaired"), (n,))
-    out = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+    out = {name: torch.empty(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
     out |= {name: torch.empty(shape, dtype=torch.bool, device=device) for name, shape in flags.items()}
     return out | {"ids": torch.empty(2, n, k, dtype=torch.int32, device=device)}
 

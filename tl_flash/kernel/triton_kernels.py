@@ -60,8 +60,8 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | N
     """
     n, d_vocab = scores.shape
     pieces = triton.cdiv(blocks, _BLOCKS)
-    extremes = torch.empty(2, n, blocks, device=scores.device)
-    sums = torch.empty(4, n, pieces, device=scores.device)
+    extremes = torch.empty(2, n, blocks, dtype=torch.float32, device=scores.device)
+    sums = torch.empty(4, n, pieces, dtype=torch.float32, device=scores.device)
     _reduce[(n, pieces)](  # pyright: ignore[reportIndexIssue]
         scores, scores.stride(0), scores if never is None else never.view(torch.uint8),
         mean, mean if slope is None else slope, extremes, sums, d_vocab, blocks,

@@ -8,7 +8,7 @@ from tl_flash.maps.comparison import Comparison, compare
 from tl_flash.maps.hits import Hit, Hits
 from tl_flash.maps.neuron_map import NeuronMap
 from tl_flash.maps.null import Null
-from tl_flash.maps.origin import Source
+from tl_flash.maps.origin import Origin, Source
 from tl_flash.maps.reading import NeuronReading
 from tl_flash.maps.readings import Tracked
 from tl_flash.maps.top_tokens import TopTokens, tau_of
@@ -20,6 +20,7 @@ __all__ = [
     "NeuronMap",
     "NeuronReading",
     "Null",
+    "Origin",
     "Source",
     "TopTokens",
     "Tracked",

@@ -32,7 +32,9 @@ def to_frame(readings: Readings) -> pd.DataFrame:
             "tokens": list(map(tuple, strings)),
             "token_id": top.ids[..., 0],
             "logit": top.logits[..., 0],
-            "prob": top.probs[..., 0] if readings.score == "dot" else torch.full((L, M), torch.nan),
+            "prob": top.probs[..., 0]
+            if readings.score == "dot"
+            else torch.full((L, M), torch.nan, dtype=torch.float32),
             "z": top.z[..., 0],
             "write_z": top.write_z[..., 0],
             "log_z": top.log_z,

@@ -53,7 +53,7 @@ def beyond_null(readings: Readings, quantile: float) -> Bool[Tensor, "pole layer
     Raises:
         ValueError: no null, or a quantile that it cannot give.
     """
-    threshold = torch.tensor(list(readings.origin.bars(quantile).values()))
+    threshold = torch.tensor(list(readings.origin.bars(quantile).values()), dtype=torch.float32)
     return torch.stack([readings.pole(pole).z[..., 0] > threshold[:, None] for pole in POLES])
 
 

@@ -23,6 +23,8 @@ class Files:
         self._found: dict[str, Path | None] = {}
         self._unreachable: EntryNotFoundError | None = None
         self._on_hub = not Path(checkpoint).is_dir()
+        if Path(checkpoint).is_file():
+            raise ValueError(f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}")
         if self._on_hub and not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
             raise FileNotFoundError(f"{checkpoint}: no such folder")
 

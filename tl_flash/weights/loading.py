@@ -35,7 +35,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: `source` looks like a folder, but holds no config.json.
-        ValueError: an unknown surface, or a folder that HookedTransformer cannot take.
+        ValueError: an unknown surface, a file, or a folder that HookedTransformer cannot take.
         ImportError: a surface that the installed TransformerLens does not have.
 
     Example:
@@ -51,6 +51,8 @@ def load_model(
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
     path, name = Path(source), str(source)
     local = path.is_dir()
+    if path.is_file():
+        raise ValueError(f"{name}: a file; expected a model's folder, give {path.parent}")
     if local and not (path / "config.json").is_file():
         raise FileNotFoundError(f"{name}: expected a model folder with config.json")
     if not local and (path.is_absolute() or name.startswith(".")):

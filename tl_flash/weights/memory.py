@@ -197,13 +197,13 @@ def _dense_fault(block: Any) -> str | None:
     mlp = getattr(block, "mlp", None)
     if mlp is None:
         return "no MLP"
+    for name, parameter in mlp.named_parameters():  # before TransformerLens is asked for them, which may refuse itself
+        require_readable(parameter, f"mlp.{name}")
     if _experts(mlp) is not None:
         return None
     W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
     if not torch.is_tensor(W_in) or not torch.is_tensor(W_out):
         return "no dense W_in and W_out (a mixture of experts?)"
-    for name, matrix in (("W_in", W_in), ("W_out", W_out)):
-        require_readable(matrix, name)
     if W_in.ndim != 2 or W_out.shape != W_in.shape[::-1]:
         return f"W_in {tuple(W_in.shape)} and W_out {tuple(W_out.shape)}, expected [d_model, d_mlp] and its reverse"
     return None

@@ -176,8 +176,9 @@ class MLPWeights(UnembeddingWeights):
 
 def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
     """Whether the columns of W_U have mean zero, as TransformerLens's `center_unembed` leaves them."""
-    mean = W_U.detach().mean(1, dtype=torch.float32).norm()
-    length = W_U.detach().norm(dtype=torch.float32) / W_U.shape[1] ** 0.5
+    dtype = torch.promote_types(W_U.dtype, torch.float32)
+    mean = W_U.detach().mean(1, dtype=dtype).norm()
+    length = W_U.detach().norm(dtype=dtype) / W_U.shape[1] ** 0.5
     return bool(mean <= 1e-4 * length)
 
 

@@ -38,8 +38,10 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
     blocks = {block for group in model.modules() if isinstance(group, nn.ModuleList) for block in group}
     for module, inputs, output in seen:
         if inputs and torch.is_tensor(output) and _same(output, read):
-            if any(of in blocks and _same(_first(written), inputs[0]) for of, _, written in seen):
-                return _norm(module, inputs[0])
+            from_block = any(of in blocks and _same(_first(written), inputs[0]) for of, _, written in seen)
+            found = _norm(module, inputs[0]) if from_block else None
+            if found is not None:
+                return found
     raise ValueError(
         f"model: no norm found between the last block and the unembedding of {type(model).__name__}; expected the "
         "unembedding to read the residual stream through one. Give the unembedding itself, [d_model, d_vocab], in "
@@ -47,10 +49,10 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
     )
 
 
-def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
-    """The scale of a norm and whether it centres, by its answers to v, -v and v + 1."""
+def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool] | None:
+    """The scale of a norm and whether it centres, by its answers to v, -v and v + 1; None where it is no norm."""
     d_model = like.shape[-1]
-    v = 64 * torch.randn(2, 1, d_model, generator=torch.Generator().manual_seed(0)).to(like)
+    v = 64 * torch.randn(2, 1, d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(like)
     with measuring(module):
         odd = ((module(v) - module(-v)) / 2).double()[:, 0]  # no bias
         shifted = ((module(v + 64) - module(-v - 64)) / 2).double()[:, 0]
@@ -59,12 +61,8 @@ def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
     unit = v.double()[:, 0] - (v.double()[:, 0].mean(-1, keepdim=True) if centre else 0)
     unit = unit / unit.square().mean(-1, keepdim=True).sqrt()
     gain = (odd * unit).sum(0) / unit.square().sum(0)
-    if not (odd - gain * unit).norm() <= tolerance * odd.norm():
-        raise ValueError(
-            f"model: {type(module).__name__}, which comes before the unembedding, is no LayerNorm or RMSNorm by what "
-            "it does; expected one"
-        )
-    return gain.float(), centre
+    is_norm = bool((odd - gain * unit).norm() <= tolerance * odd.norm())
+    return (gain.float(), centre) if is_norm else None
 
 
 def _first(output: Any) -> Any:

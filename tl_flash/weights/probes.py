@@ -63,7 +63,12 @@ def require_linear(module: nn.Module, what: str) -> None:
     Raises:
         ValueError: it gives something else.
     """
-    weight: Tensor = require_readable(getattr(module, "weight"), what)  # noqa: B009 - of any kind of module
+    held = getattr(module, "weight", None)
+    if not torch.is_tensor(held):
+        raise ValueError(
+            f"{what}: a {type(module).__name__} that holds no weight (quantised?); load the unquantised model"
+        )
+    weight = require_readable(held, what)
     stored = weight if type(module).__name__ == "Conv1D" else weight.T  # [input, output]
     x = _inputs(stored.shape[0], weight)
     with measuring(module):
@@ -87,17 +92,13 @@ class HeldTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         path, _, leaf = name.rpartition(".")
         module = self._module(path)
-        if not torch.is_tensor(getattr(module, leaf, None)):
-            if module is not None and leaf == "weight":
-                raise ValueError(
-                    f"{path}: a {type(module).__name__} holds no weight (quantised?); load the unquantised model"
-                )
-            raise KeyError(name)
-        if leaf == "weight" and getattr(module, leaf).ndim == 2 and name not in self._probed:
-            assert module is not None
+        held = getattr(module, leaf, None)
+        if module is not None and leaf == "weight" and getattr(held, "ndim", 2) == 2 and name not in self._probed:
             require_linear(module, path)
             self._probed.add(name)
-        return getattr(module, leaf).detach()
+        if not torch.is_tensor(held):
+            raise KeyError(name)
+        return getattr(module, leaf).detach()  # anew: a pruned module makes it when it runs
 
     def __contains__(self, name: object) -> bool:
         path, _, leaf = str(name).rpartition(".")
@@ -118,7 +119,7 @@ class HeldTensors(Mapping[str, Tensor]):
 
 def _inputs(width: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, width, generator=generator).to(like)
+    return torch.randn(3, width, generator=generator, dtype=torch.float32).to(like)
 
 
 def _linear_part(module: nn.Module, x: Tensor) -> Tensor:
