@@ -4,8 +4,8 @@
 (`wording` says which tokens a word has, `scan` scores every neuron on them in one pass).
 """
 
-from tl_flash.decode.concepts import concepts, find_neurons
 from tl_flash.decode.directions import decode_directions
+from tl_flash.decode.find import concepts, find_neurons
 from tl_flash.decode.neurons import flash_decode
 from tl_flash.decode.resume import decode_to_file
 

@@ -40,14 +40,16 @@ class Block(NamedTuple):
 class Scan:
     """What every neuron is scored on: the tokens of the concepts, and as many random ones as their null needs."""
 
-    columns: Columns
-    """Of the concepts' tokens, then of the random ones, bin by bin."""
+    own: Columns
+    """Of the concepts' tokens."""
+    all: Columns
+    """Of these, then of the random ones."""
     ids: tuple[tuple[int, ...], ...]
     """By concept."""
     weights: Float[Tensor, "token concept"]
     """Of each of the concepts' tokens in each concept; every concept's sum to 1."""
-    bins: tuple[slice, ...]
-    """Of the random tokens, within the columns."""
+    share: Float[Tensor, "token bin"]
+    """Of each random token in its bin: 1 / their number."""
     bin_of: Int64[Tensor, " token"]
     """The bin of each of the concepts' tokens."""
     places: tuple[Int64[Tensor, " own"], ...]
@@ -74,33 +76,29 @@ class Scan:
         cuts = list(parts(len(left), -(-len(left) // max(1, min(BINS, len(left) // _FEWEST)))))
         generator = torch.Generator().manual_seed(seed)
         drawn = [by_length[cut][torch.randperm(cut.stop - cut.start, generator=generator)[:MATCHED]] for cut in cuts]
-        ends = torch.tensor([len(ids), *map(len, drawn)]).cumsum(0).tolist()
+        share = torch.block_diag(*(torch.full((len(some), 1), 1 / len(some)) for some in drawn))
         inner = lengths[by_length[[cut.start for cut in cuts[1:]]]]
         weights = torch.zeros(len(ids), len(sets))
         places = tuple(torch.tensor([ids.index(id) for id in tokens]) for tokens in sets)
         for at, tokens in enumerate(sets):
             weights[places[at], at] = torch.tensor(list(tokens.values())) / sum(tokens.values())
         return cls(
-            columns=Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn])),
+            own=Columns.of(unembedding, torch.tensor(ids)),
+            all=Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn])),
             ids=tuple(tuple(tokens) for tokens in sets),
-            weights=weights,
-            bins=tuple(slice(*ends[at : at + 2]) for at in range(len(drawn))),
+            weights=weights.to(unembedding.device),
+            share=share.to(unembedding.device),
             bin_of=torch.bucketize(lengths[ids], inner, right=True),
             places=places,
         )
 
-    def means(self, z: Float[Tensor, "n column"]) -> Float[Tensor, "n concept"]:
-        """Mean z over each concept's tokens."""
-        return z[:, : len(self.weights)] @ self.weights.to(z.device)
-
     def carried(
-        self, z: Float[Tensor, "n column"], means: Float[Tensor, "n concept"]
+        self, z: Float[Tensor, "n token"], means: Float[Tensor, "n concept"]
     ) -> tuple[Float[Tensor, "n concept"], Int64[Tensor, "n concept"]]:
         """How many tokens carry each mean, and which of the concept's own adds most to it."""
-        own, weights = z[:, : len(self.weights)], self.weights.to(z.device)
-        breadth = means.square() / (own.square() @ weights.square())
+        breadth = means.square() / (z.square() @ self.weights.square())
         top = [
-            (own[:, place] * weights[place, at] * means[:, at, None].sign()).argmax(1)
+            (z[:, place] * self.weights[place, at] * means[:, at, None].sign()).argmax(1)
             for at, place in enumerate(self.places)
         ]
         return breadth, torch.stack(top, dim=1)
@@ -113,44 +111,66 @@ class _Reading:
         self._plan, n_concepts = plan, plan.weights.shape[1]
         self.z, self.breadth = torch.empty(n_concepts, total), torch.empty(n_concepts, total, dtype=torch.float16)
         self.top = torch.empty(n_concepts, total, dtype=torch.int16)
-        self.mean, self.variance = torch.empty(2, total, len(plan.bins))
+        self.mean, self.variance = torch.empty(2, total, plan.share.shape[1])
         self.kurtosis = torch.empty(total)
-        self.shuffled: list[Float[Tensor, "draw concept"]] = []
+        self._nulls: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, block: Block) -> None:
-        """Score a block, and with a layer's last one its shuffled directions, whose coordinates come block by block."""
+        """Score a block, and with a layer's last one its shuffled directions."""
         here = slice(block.rows.start + block.start, block.rows.start + block.start + len(block.x))
-        z = self._plan.columns.z(block.x)
-        means = self._plan.means(z)
+        z, random = self._plan.all.z(block.x).tensor_split([len(self._plan.weights)], dim=1)
+        means = z @ self._plan.weights
         breadth, top = self._plan.carried(z, means)
         for kept, made in ((self.z, means), (self.breadth, breadth), (self.top, top)):
             kept[:, here] = made.T.to("cpu", kept.dtype)
-        moments = moments_by_bin(z, self._plan.bins)
+        moments = moments_by_bin(random, self._plan.share)
         for kept, made in zip((self.mean, self.variance, self.kurtosis), moments, strict=True):
             kept[here] = made.cpu()
-        self._shuffle(block)
-
-    def _shuffle(self, block: Block) -> None:
         if block.start == 0:
-            self._from = shuffled_rows(block.rows.count, block.x.shape[1], seed=block.rows.layer).to(block.x.device)
-            self._x = torch.zeros(self._from.shape, device=block.x.device)
+            self._shuffled = Shuffled(block.rows, block.x)
+        self._shuffled.add(block)
+        if block.start + len(block.x) == block.rows.size:
+            self._nulls.append(self._shuffled.moments(self._plan))
+
+    def null(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of shuffled directions: location and scale [concept, layer], excess kurtosis [concept] over all layers."""
+        location, scale, fourth = (torch.stack(each, dim=1) for each in zip(*self._nulls, strict=True))
+        return location, scale, fourth.nanmean(1) - 3
+
+
+class Shuffled:
+    """A layer's shuffled directions on one side, gathered as its blocks come by."""
+
+    def __init__(self, rows: Rows, like: Tensor) -> None:
+        self._from = shuffled_rows(rows.size, like.shape[1], seed=rows.layer).to(like.device)
+        self._n = rows.size
+        self._x = torch.zeros(self._from.shape, device=like.device)
+        self._sum, self._squares = torch.zeros(2, like.shape[1], dtype=torch.float64, device=like.device)
+
+    def add(self, block: Block) -> None:
+        """Take the coordinates that come from this block."""
         here = (self._from >= block.start) & (self._from < block.start + len(block.x))
         places = (self._from - block.start).clamp(0, len(block.x) - 1)
         self._x = torch.where(here, block.x.gather(0, places), self._x)
-        if block.start + len(block.x) == block.rows.count:
-            self.shuffled.append(self._plan.means(self._plan.columns.z(self._x)).cpu())
+        self._sum += block.x.sum(0, dtype=torch.float64)
+        self._squares += block.x.double().square().sum(0)
 
-    def null(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of shuffled directions: location and scale [concept, layer], excess kurtosis [concept]."""
-        draws = torch.stack(self.shuffled).double()  # [layer, draw, concept]
-        alive = ~draws.isnan()
-        count = alive.sum(1, keepdim=True)
-        location = draws.nan_to_num().sum(1, keepdim=True) / count
-        centred = torch.where(alive, draws - location, 0.0)
-        scale = (centred.square().sum(1, keepdim=True) / (count - 1)).sqrt()
-        fourth = (centred / scale).nan_to_num() ** 4
-        kurtosis = fourth.sum((0, 1)) / alive.sum((0, 1)) - 3
-        return location[:, 0].T.float(), scale[:, 0].T.float(), kurtosis.float()
+    def moments(self, plan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+        """Location, scale and standardised fourth moment of their mean z over each concept's tokens, [concept].
+
+        A direction's score, z times its standard deviation over the vocabulary, is a sum of independent coordinates,
+        so its mean and variance are known; what the draws miss of them is put right in those of z.
+        """
+        z = (plan.own.z(self._x) @ plan.weights).double()
+        mean_column = plan.own.columns.double() @ plan.weights.double()
+        score = self._x.double() @ mean_column
+        mean = self._sum / self._n
+        variance = self._squares / self._n - mean.square()
+        slope = ((z - z.mean(0)) * (score - score.mean(0))).mean(0) / score.var(0, correction=0)
+        location = z.mean(0) + slope * (mean @ mean_column - score.mean(0))
+        scale = z.std(0) * (variance @ mean_column.square() / score.var(0)).sqrt()
+        fourth = ((z - z.mean(0)) / z.std(0)).pow(4).mean(0)
+        return location.float().cpu(), scale.float().cpu(), fourth.float().cpu()
 
 
 def scan(
@@ -168,10 +188,10 @@ def scan(
     write = "out" if lens is None else "lens"
     names = (*(side for side in sides if side != write), write)
     rows = _rows(weights, layers)
-    readings = {name: _Reading(plan, rows[-1].start + rows[-1].count) for name in names}
+    readings = {name: _Reading(plan, rows[-1].start + rows[-1].size) for name in names}
     held = list(dict.fromkeys("out" if name == "lens" else name for name in names))
     blocks = made_ahead(_blocks(weights, rows, held, unembedding.device), weights.on_disk)
-    count = len(held) * sum(-(-each.count // BLOCK) for each in rows)
+    count = len(held) * sum(-(-each.size // BLOCK) for each in rows)
     for block in track(blocks, "searching", progress, total=count):
         if block.side in readings:
             readings[block.side].add(block)
@@ -196,7 +216,7 @@ def scan(
             bin_mean=torch.stack([reading.mean for reading in every]),
             bin_variance=torch.stack([reading.variance for reading in every]),
             token_kurtosis=torch.stack([reading.kurtosis for reading in every]),
-            weights=tuple(plan.weights[place, at] for at, place in enumerate(plan.places)),
+            weights=tuple(plan.weights[place, at].cpu() for at, place in enumerate(plan.places)),
             bins=tuple(plan.bin_of[place] for place in plan.places),
         ),
         model=weights.name,
@@ -209,16 +229,14 @@ def _rows(weights: MLPWeights, layers: Sequence[int]) -> tuple[Rows, ...]:
     rows: list[Rows] = []
     for layer in layers:
         read = weights.layer(layer)
-        start = rows[-1].start + rows[-1].count if rows else 0
+        start = rows[-1].start + rows[-1].size if rows else 0
         rows.append(Rows(layer, start, read.n_neurons, read.n_experts))
     return tuple(rows)
 
 
-def _blocks(
-    weights: MLPWeights, rows: Sequence[Rows], sides: Sequence[str], device: torch.device
-) -> Iterator[Block]:
+def _blocks(weights: MLPWeights, rows: Sequence[Rows], sides: Sequence[str], device: torch.device) -> Iterator[Block]:
     for each in rows:
         for side in sides:
-            for part in parts(each.count, BLOCK):
+            for part in parts(each.size, BLOCK):
                 x = weights.directions(each.layer, side, neurons=part, device=device)
                 yield Block(each, side, part.start, x)

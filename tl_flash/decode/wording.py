@@ -35,7 +35,7 @@ def tokens_of(vocab: Vocab, concept: str | Sequence[str]) -> TokenSet:
 
     Raises:
         TypeError: neither text nor a list of texts.
-        ValueError: nothing but spaces, a model without a tokenizer, or words that no token spells, not even their beginning.
+        ValueError: nothing but spaces, a model without a tokenizer, or words that no token spells, nor their beginning.
 
     Example:
         >>> vocab = Vocab(5, (" dog", "Dogs", "cat", " DOG", "doge"))
@@ -81,7 +81,9 @@ def given_tokens(vocab: Vocab, tokens: Mapping[str | int, float] | Sequence[str 
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise TypeError(f"tokens: expected a number as the weight of {token!r}, got {type(weight).__name__}")
         if not 0 < weight < float("inf"):
-            raise ValueError(f"tokens: expected a positive weight of {token!r}, got {weight}; leave it out instead of 0")
+            raise ValueError(
+                f"tokens: expected a positive weight of {token!r}, got {weight}; leave it out instead of 0"
+            )
         if id in found:
             raise ValueError(f"tokens: {vocab.string(id)!r} (id {id}) is given twice; give it one weight")
         found[id] = float(weight)

@@ -1,7 +1,8 @@
 """The maps wing: the results of a decode and the questions that they answer.
 
 `Readings` is what a decode gave; `NeuronMap` asks it (`search`), shows it (`reading`, `hits`), compares it and keeps it
-on disk. `ConceptTable` is what a search for concepts gave (`concept_null` says by what chance), `ConceptHits` the best of it.
+on disk. `ConceptTable` is what a search for concepts gave (`concept_null` says by what chance), `ConceptHits` the best
+of it.
 """
 
 from tl_flash.maps.comparison import Comparison, compare

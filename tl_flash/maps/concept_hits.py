@@ -28,9 +28,11 @@ class ConceptHit(NamedTuple):
     write_z: float
     """The same of what the neuron writes, through the lens where there is one."""
     p_value: float
-    """Two-sided, the larger of those against shuffled neurons and against matched tokens."""
+    """Against shuffled neurons, two-sided: the chance that a direction without structure has as large a |z|."""
+    p_tokens: float
+    """Against matched tokens, two-sided: the chance that random tokens have, in this very direction."""
     q_value: float
-    """Benjamini and Hochberg's, over all neurons and sides searched."""
+    """Benjamini and Hochberg's of the larger of the two, over all neurons and sides searched."""
     breadth: float
     """How many tokens carry z: (sum of their shares)^2 / sum of their squares; near 1 where one token does it all."""
     token: str
@@ -138,5 +140,11 @@ class ConceptHits(Sequence[ConceptHit]):
 
 
 _FORMATS = {
-    "sign": "{:+d}", "z": "{:+.2f}", "write_z": "{:+.2f}", "p_value": "{:.2g}", "q_value": "{:.2g}", "breadth": "{:.1f}",
-}  # fmt: skip
+    "sign": "{:+d}",
+    "z": "{:+.2f}",
+    "write_z": "{:+.2f}",
+    "p_value": "{:.2g}",
+    "p_tokens": "{:.2g}",
+    "q_value": "{:.2g}",
+    "breadth": "{:.1f}",
+}

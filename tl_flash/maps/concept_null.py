@@ -1,12 +1,10 @@
-"""How surprising a neuron's mean z over a set of tokens is: beside shuffled neurons, and beside other sets of tokens."""
+"""How surprising a neuron's mean z over some tokens is: beside shuffled neurons, and beside other tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -39,8 +37,8 @@ class ConceptNull:
 
     def p_values(
         self, z: Float[Tensor, "reading neuron"], concept: int, layer: Int64[Tensor, " neuron"]
-    ) -> Float64[np.ndarray, "reading neuron"]:
-        """Two-sided: the larger of the two nulls' p-values, which is valid whichever of them holds.
+    ) -> Float64[np.ndarray, "null reading neuron"]:
+        """Two-sided, against shuffled neurons and against matched tokens.
 
         Args:
             z: each neuron's mean z over the concept's tokens; NaN stays NaN.
@@ -53,8 +51,8 @@ class ConceptNull:
         variance = variances.sum(-1)
         matched = (z - (w * self.bin_mean[..., at]).sum(-1)) / variance.sqrt()
         shared = variances.square().sum(-1) / variance.square()  # of a mean of alike tokens: 1 / their number
-        return np.fmax(
-            two_sided(shuffled, self.kurtosis[concept][:, None]), two_sided(matched, shared * self.token_kurtosis)
+        return np.stack(
+            [two_sided(shuffled, self.kurtosis[concept][:, None]), two_sided(matched, shared * self.token_kurtosis)]
         )
 
 
@@ -74,11 +72,15 @@ _NORMAL = 1e-4  # of an excess kurtosis that makes no difference
 
 
 def moments_by_bin(
-    z: Float[Tensor, "neuron token"], bins: Sequence[slice]
+    z: Float[Tensor, "neuron token"], share: Float[Tensor, "token bin"]
 ) -> tuple[Float[Tensor, "neuron bin"], Float[Tensor, "neuron bin"], Float[Tensor, " neuron"]]:
-    """Mean and variance of each neuron's z over each bin of tokens, and the excess kurtosis over all of them."""
-    means = torch.stack([z[:, part].mean(1) for part in bins], dim=1)
-    variances = torch.stack([z[:, part].var(1) for part in bins], dim=1)
-    centred = z - z.mean(1, keepdim=True)
-    squares = centred.square()
+    """Mean and variance of each neuron's z over each bin of tokens, and the excess kurtosis over all of them.
+
+    Args:
+        z: of tokens drawn at random.
+        share: 1 / their number for the tokens of a bin, 0 for all others.
+    """
+    means, count = z @ share, (share > 0).sum(0)
+    variances = (z.square() @ share - means.square()).clamp(min=0) * count / (count - 1)
+    squares = (z - z.mean(1, keepdim=True)).square()
     return means, variances, squares.square().mean(1) / squares.mean(1).square() - 3

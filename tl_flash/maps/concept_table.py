@@ -1,4 +1,4 @@
-"""Every neuron's mean z over the tokens of some concepts: which neurons are about them, and where a model keeps them."""
+"""Every neuron's mean z over the tokens of some concepts: which are about them, and where a model keeps them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ORDERS = ("z", "p", "coherence")
 
 
 class Rows(NamedTuple):
-    """One layer's neurons among all that were searched: `count` rows from `start` on."""
+    """One layer's neurons among all that were searched: `size` rows from `start` on."""
 
     layer: int
     start: int
-    count: int
+    size: int
     n_experts: int | None
 
     def neuron(self, row: int) -> AnyNeuron:
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
         index = row - self.start
         if self.n_experts is None:
             return Neuron(self.layer, index)
-        return ExpertNeuron(self.layer, *divmod(index, self.count // self.n_experts))
+        return ExpertNeuron(self.layer, *divmod(index, self.size // self.n_experts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +75,8 @@ class ConceptTable:
             concept: one of `names`.
             n: how many at most.
             side: one of `sides` alone; by default all, each neuron on each side.
-            by: "z" (|mean z|), "p" (the least p-value) or "coherence": neurons that read the concept and write it, by the
-                smaller of the two |z|, with the larger of the two p-values.
+            by: "z" (|mean z|), "p" (the least p-value, the larger of a neuron's two) or "coherence": neurons that read
+                the concept and write it, by the smaller of the two |z|, with the larger of their p-values.
             pole: 1 for positive z alone, -1 for negative z alone.
 
         Raises:
@@ -93,18 +93,17 @@ class ConceptTable:
         z, p = self.z[at, [self.readings.index(one) for one in sides]], self.p_values(concept, side, by)
         key = z.abs().double()
         if by == "p":
-            key = -torch.from_numpy(p)
+            key = -torch.from_numpy(p.max(0))
         elif by == "coherence":
             key = torch.minimum(key, self.z[at, -1].abs().double())
         key = torch.where(z.isnan() | (z * (pole or 0) < 0), -torch.inf, key).flatten()
         order = key.argsort(descending=True, stable=True)[:n]
         order = order[key[order] > -torch.inf]
-        q = _q_values(p).flatten()
         places = [divmod(flat, z.shape[1]) for flat in order.tolist()]
+        q = _q_values(p.max(0))
         return ConceptHits(
             hits=tuple(
-                self._hit(at, sides[place], row, float(p[place, row]), float(q[flat]))
-                for (place, row), flat in zip(places, order.tolist(), strict=True)
+                self._hit(at, sides[place], row, p[:, place, row], float(q[place, row])) for place, row in places
             ),
             concept=concept,
             tokens=self.tokens[at],
@@ -112,8 +111,8 @@ class ConceptTable:
             table=self,
         )
 
-    def p_values(self, concept: str, side: str | None = None, by: str = "z") -> Float64[np.ndarray, "side neuron"]:
-        """Of every neuron, on one side or on all of `sides`; see `hits`, and `ConceptNull` for what they are against.
+    def p_values(self, concept: str, side: str | None = None, by: str = "z") -> Float64[np.ndarray, "null side neuron"]:
+        """Of every neuron, on one side or on all of `sides`: against shuffled neurons, and against matched tokens.
 
         Raises:
             KeyError: an unknown concept.
@@ -121,12 +120,12 @@ class ConceptTable:
         """
         at = self.number(concept)
         read = self.null.p_values(self.z[at], at, self.layer_numbers())
-        chosen = read[[self.readings.index(one) for one in self._chosen(side, by)]]
-        return np.maximum(chosen, read[-1]) if by == "coherence" else chosen
+        chosen = read[:, [self.readings.index(one) for one in self._chosen(side, by)]]
+        return np.maximum(chosen, read[:, -1:]) if by == "coherence" else chosen
 
     def q_values(self, concept: str, side: str | None = None, by: str = "z") -> Float64[np.ndarray, "side neuron"]:
-        """Benjamini and Hochberg's, over all of these neurons and sides; see `p_values`."""
-        return _q_values(self.p_values(concept, side, by))
+        """Benjamini and Hochberg's of the larger of the two `p_values`, over all of these neurons and sides."""
+        return _q_values(self.p_values(concept, side, by).max(0))
 
     def number(self, concept: str) -> int:
         """The place of a concept along the tensors' first axis.
@@ -144,7 +143,7 @@ class ConceptTable:
 
     def layer_numbers(self) -> Int64[Tensor, " neuron"]:
         """Each neuron's place among `rows`."""
-        return torch.arange(len(self.rows)).repeat_interleave(torch.tensor([rows.count for rows in self.rows]))
+        return torch.arange(len(self.rows)).repeat_interleave(torch.tensor([rows.size for rows in self.rows]))
 
     def by_layer(self, side: str) -> tuple[Float[Tensor, "concept layer"], Int64[Tensor, "concept layer"]]:
         """The greatest |mean z| of each layer's neurons, and along the tensors' last axis the neuron that has it.
@@ -154,7 +153,7 @@ class ConceptTable:
         """
         (side,) = self._chosen(side, "z")
         z = self.z[:, self.readings.index(side)].abs().nan_to_num(-1)
-        best = [z[:, rows.start : rows.start + rows.count].max(1) for rows in self.rows]
+        best = [z[:, rows.start : rows.start + rows.size].max(1) for rows in self.rows]
         places = [one.indices + rows.start for one, rows in zip(best, self.rows, strict=True)]
         return torch.stack([one.values for one in best], dim=1), torch.stack(places, dim=1)
 
@@ -162,8 +161,8 @@ class ConceptTable:
         """A pandas frame, a row a neuron and side, a column a concept: mean z."""
         import pandas as pd
 
-        names = [str(rows.neuron(row)) for rows in self.rows for row in range(rows.start, rows.start + rows.count)]
-        layers = np.repeat([rows.layer for rows in self.rows], [rows.count for rows in self.rows])
+        names = [str(rows.neuron(row)) for rows in self.rows for row in range(rows.start, rows.start + rows.size)]
+        layers = np.repeat([rows.layer for rows in self.rows], [rows.size for rows in self.rows])
         frames = [
             pd.DataFrame(
                 {"neuron": names, "layer": layers, "side": side}
@@ -178,10 +177,10 @@ class ConceptTable:
         import pandas as pd
 
         sides = [one for one in self.sides if by != "coherence" or one in _READ]
-        frames = [
-            self.hits(name, n, side=side, by=by).to_frame().assign(concept=name) for name in self.names for side in sides
-        ]
-        return pd.concat(frames, ignore_index=True)[["concept", *ConceptHit._fields]]
+        found = [(name, self.hits(name, n, side=side, by=by)) for name in self.names for side in sides]
+        columns = ["concept", *ConceptHit._fields]
+        frames = [hits.to_frame().assign(concept=name).reindex(columns=columns) for name, hits in found]
+        return pd.concat(frames, ignore_index=True)
 
     def __repr__(self) -> str:
         count = self.z.shape[2]
@@ -200,7 +199,7 @@ class ConceptTable:
 
         return f"<p>{escape(repr(self))}</p>{self.best().to_html(index=False, border=0, float_format='{:.2g}'.format)}"
 
-    def _hit(self, at: int, side: str, row: int, p: float, q: float) -> ConceptHit:
+    def _hit(self, at: int, side: str, row: int, p: Float64[np.ndarray, " null"], q: float) -> ConceptHit:
         reading = self.readings.index(side)
         z, write = float(self.z[at, reading, row]), float(self.z[at, -1, row])
         return ConceptHit(
@@ -209,7 +208,8 @@ class ConceptTable:
             sign=1 if write > 0 else -1,
             z=z,
             write_z=write,
-            p_value=p,
+            p_value=float(p[0]),
+            p_tokens=float(p[1]),
             q_value=q,
             breadth=float(self.breadth[at, reading, row]),
             token=self.vocab.string(self.ids[at][int(self.top[at, reading, row])]),

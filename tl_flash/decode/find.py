@@ -39,9 +39,10 @@ def find_neurons(
     """Of all neurons of a model, those about a concept, best first; no map is needed.
 
     A neuron's score is the weighted mean, over the tokens of the concept, of the z-score that each has in the neuron's
-    direction: that of `flash_decode` (Davies 2025, arXiv 2501.02688), of all neurons, not only of those that have a token
-    among their top ones. It comes with a p-value against shuffled neurons and random tokens (`ConceptNull`) and a q-value
-    over all neurons and sides. Like a label it says what a direction points to; a clamp shows what the neuron does.
+    direction: that of `flash_decode` (Davies 2025, arXiv 2501.02688), but of all neurons, not only of those that have
+    a token among their top ones. It comes with p-values against shuffled neurons and against random tokens
+    (`ConceptNull`), and a q-value of the larger over all neurons and sides. Like a label it says what a direction
+    points to; a clamp shows what the neuron does.
 
     Args:
         model: as in `flash_decode`: a model, or a checkpoint, which is read a piece of a layer at a time.
@@ -56,22 +57,22 @@ def find_neurons(
             by the weight of that cosine; none that spells alike.
         n: how many hits at most.
         by: "z" (the greatest |mean z|), "p" (the least p-value), or "coherence": neurons that read the concept and
-            write it, by the smaller of the two |z|, with the larger of the two p-values.
+            write it, by the smaller of the two |z|, with the larger of their p-values.
         layers: which layers; all by default.
         device: where to compute; by default where W_U is.
         progress: a bar; by default on a terminal or in a notebook.
         tokenizer: names the tokens of a model that holds no tokenizer.
 
     Returns:
-        ConceptHits: a sequence of ConceptHit (neuron, side, sign, z, write_z, p_value, q_value, breadth, token), with the
-        tokens looked for; `hits.clamps(dose, stats)` is what to clamp.
+        ConceptHits: a sequence of ConceptHit (neuron, side, sign, z, write_z, p_value, p_tokens, q_value, breadth,
+        token), with the tokens looked for; `hits.clamps(dose, stats)` is what to clamp.
 
     Raises:
         TypeError: no model, or a concept or token of another kind.
         FileNotFoundError: no such checkpoint.
         ValueError: an empty concept, a word of no token at all, tokens that do not exist, n below 1, a negative
-            `related`, an unknown side, order or layer, both `side` and `sides`, side "lens" without a lens, or a lens of
-            another model.
+            `related`, an unknown side, order or layer, both `side` and `sides`, side "lens" without a lens, or a lens
+            of another model.
 
     Example:
         >>> hits = find_neurons(model, "dog", side="out", n=3)
@@ -124,8 +125,8 @@ def concepts(
         tokenizer: names the tokens.
 
     Returns:
-        ConceptTable: mean z [concept, reading, neuron]; `table["dog"]` are the neurons about one, `plots.concepts(table)`
-        shows the layers.
+        ConceptTable: mean z [concept, reading, neuron]; `table["dog"]` are the neurons about one,
+        `plots.concepts(table)` shows the layers.
 
     Raises:
         TypeError: as in `find_neurons`, or one text in place of a list.
