@@ -1,12 +1,12 @@
 """Do the neurons that a search finds for a concept raise it, and do like neurons not?
 
-    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--prompts 20] [--controls 20]
+    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--prompts 20]
 
 For each noun the first hits of `find_neurons` on each side, of its coherent ones, and of `NeuronMap.find` on the single
-token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the sign of the hit. What counts is the
-change of the log-probability of the concept (the sum over the whole words of its set) as the next token, in the mean over
-neutral prompts. A hit raises its concept where this is above 0 and beyond ten or so controls: neurons of the same layer
-of about the same ||W_out||, clamped to the same value; one-sided, 5%, by a Student prediction interval.
+token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the sign of the hit. What counts is
+the change of the log-probability of the concept (the sum over the whole words of its set) as the next token, in the
+mean over neutral prompts. A hit raises its concept where this is above 0 and beyond its controls: neurons of the same
+layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by a Student prediction interval.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from tl_flash.progress import track
 from tl_flash.weights import read
 
 NOUNS = (
-    "dog", "cat", "horse", "bird", "fish", "tree", "flower", "bread", "milk", "apple", "water", "river", "house", "door",
-    "car", "train", "book", "music", "doctor", "king", "money", "war", "winter", "sun", "rain", "gold", "blood",
-    "California", "London", "Paris",
-)  # fmt: skip
+    "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king money "
+    "war winter sun rain gold blood California London Paris"
+).split()
 RESULTS = Path(__file__).parent / "results"
 Found = tuple[str, int, Neuron, int]
 """Way of searching, rank, neuron, sign."""
@@ -69,9 +68,10 @@ def measure(
     before = Answers.of(model, asked).log_probs
     records = []
     for word in track(words, "clamping", None):
-        at, done = table.number(word), {}
-        tokens = [id for id, weight in zip(table.ids[at], table.null.weights[at], strict=True)
-                  if weight == table.null.weights[at].max()]  # fmt: skip
+        at = table.number(word)
+        weights = table.null.weights[at]
+        tokens = [id for id, weight in zip(table.ids[at], weights, strict=True) if weight == weights.max()]
+        done: dict[tuple[Neuron, int], dict[str, Any]] = {}
         for way, rank, neuron, sign in searched(table, maps, word, hits):
             value = sign * stats.abs_max_of(neuron)
             if (neuron, sign) not in done:
@@ -83,9 +83,8 @@ def measure(
                 own, others = changes[0], torch.tensor(changes[1:])
                 spread = float(others.std()) * (1 + 1 / controls) ** 0.5
                 p = float(student.sf((own - float(others.mean())) / max(spread, 1e-9), controls - 1))
-                done[neuron, sign] = {
-                    "neuron": str(neuron), "value": value, "dlogp": own, "control_dlogp": float(others.mean()), "p_value": p,
-                }  # fmt: skip
+                control = float(others.mean())
+                done[neuron, sign] = dict(neuron=str(neuron), value=value, dlogp=own, control_dlogp=control, p_value=p)
             records.append({"concept": word, "way": way, "rank": rank, **done[neuron, sign]})
     frame = pd.DataFrame(records)
     return frame.assign(raised=(frame["dlogp"] > 0) & (frame["p_value"] <= 0.05))
@@ -106,33 +105,21 @@ def summary(frame: pd.DataFrame, words: list[str], hits: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=("smollm2", "gemma3", "demo"), default="smollm2")
-    parser.add_argument(
-        "--nouns", type=int, default=len(NOUNS), help="how many of the nouns; of the demo's concepts all"
-    )
-    parser.add_argument("--hits", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS))
-    parser.add_argument("--controls", type=int, default=20)
-    parser.add_argument("--texts", type=int, default=60, help="for the neurons' ranges")
-    arguments = parser.parse_args()
-    folder = (
-        demo.path("base")
-        if arguments.model == "demo"
-        else {"smollm2": SMOLLM2, "gemma3": GEMMA3}[arguments.model].folder
-    )
-    words = [concept.word for concept in demo.CONCEPTS] if arguments.model == "demo" else list(NOUNS[: arguments.nouns])
-    frame = measure(
-        load_model(str(folder)),
-        folder,
-        words,
-        demo.texts(arguments.texts),
-        hits=arguments.hits,
-        prompts=arguments.prompts,
-        controls=arguments.controls,
-    )
+    folders = {"smollm2": SMOLLM2.folder, "gemma3": GEMMA3.folder, "demo": demo.path("base")}
+    parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
+    parser.add_argument("--nouns", type=int, default=len(NOUNS), help="how many; of the demo, all its concepts")
+    parser.add_argument("--hits", type=int, default=10, help="of each way to search")
+    parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS), help="neutral ones")
+    parser.add_argument("--controls", type=int, default=20, help="a neuron")
+    parser.add_argument("--texts", type=int, default=60, help="that tell the neurons' ranges")
+    given = parser.parse_args()
+    words = [concept.word for concept in demo.CONCEPTS] if given.model == "demo" else NOUNS[: given.nouns]
+    sizes = {"hits": given.hits, "prompts": given.prompts, "controls": given.controls}
+    folder = folders[given.model]
+    frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), **sizes)
     RESULTS.mkdir(exist_ok=True)
-    frame.to_csv(RESULTS / f"concept_search_{arguments.model}.csv", index=False, float_format="%.4g")
-    print(summary(frame, words, arguments.hits).to_string(index=False, float_format="{:.2f}".format))
+    frame.to_csv(RESULTS / f"concept_search_{given.model}.csv", index=False, float_format="%.4g")
+    print(summary(frame, words, given.hits).to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":
