@@ -1,7 +1,7 @@
 """Say what each MLP neuron of a language model stands for, straight from its weights, and test it causally."""
 
 from tl_flash.clamps import ActivationStats, activation_stats, clamp, clamp_hooks
-from tl_flash.decode import decode_directions, decode_to_file, flash_decode
+from tl_flash.decode import concepts, decode_directions, decode_to_file, find_neurons, flash_decode
 from tl_flash.evidence import (
     DoseCurve,
     DoseWindow,
@@ -14,13 +14,16 @@ from tl_flash.evidence import (
     validate,
 )
 from tl_flash.lens import JacobianLens, jacobian_lens
-from tl_flash.maps import Comparison, Hit, Hits, NeuronMap, TopTokens, compare
+from tl_flash.maps import Comparison, ConceptHit, ConceptHits, ConceptTable, Hit, Hits, NeuronMap, TopTokens, compare
 from tl_flash.names import ExpertNeuron, Neuron
 from tl_flash.weights import load_model
 
 __all__ = [
     "ActivationStats",
     "Comparison",
+    "ConceptHit",
+    "ConceptHits",
+    "ConceptTable",
     "DoseCurve",
     "DoseWindow",
     "ExpertNeuron",
@@ -38,9 +41,11 @@ __all__ = [
     "clamp_hooks",
     "clamp_sweep",
     "compare",
+    "concepts",
     "decode_directions",
     "decode_to_file",
     "dose_window",
+    "find_neurons",
     "flash_decode",
     "jacobian_lens",
     "load_model",

@@ -22,7 +22,7 @@ class Feed:
         """`ahead`: make each while the one before is computed."""
         self.waiting: deque[Ready] = deque()
         self.failure: ValueError | OSError | None = None
-        self._reads = _ahead(reads) if ahead else reads
+        self._reads = made_ahead(reads, ahead)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         while True:
@@ -37,11 +37,15 @@ class Feed:
             yield read.rows, read.norm
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def made_ahead(items: Iterator[T], ahead: bool = True) -> Iterator[T]:
     """Make each item, none of them None, while the one before is in use: in a thread, one ahead and no more.
 
     Products of matrices are cut evenly over all cores and wait for the slowest, so the thread takes few of them.
+    `ahead` False leaves all as it is.
     """
+    if not ahead:
+        yield from items
+        return
     with ThreadPoolExecutor(1) as thread:
         threads = torch.get_num_threads()
         if "OpenMP" in torch.__config__.parallel_info():  # where each thread has a number of its own, ...

@@ -13,6 +13,7 @@ threads or `max_bytes`.
 """
 
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
+from tl_flash.kernel.columns import Columns, centred_columns, column_cosines, column_lengths
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.reference import reference_decode
 from tl_flash.kernel.scores import moments, token_scores
@@ -21,8 +22,12 @@ from tl_flash.kernel.streaming import decode, decode_each
 from tl_flash.kernel.unembedding import Unembedding, prepare
 
 __all__ = [
+    "Columns",
     "Readout",
     "Unembedding",
+    "centred_columns",
+    "column_cosines",
+    "column_lengths",
     "decode",
     "decode_each",
     "moments",
