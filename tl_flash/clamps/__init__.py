@@ -11,6 +11,7 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts
+from tl_flash.clamps.sites import attached, hook_point
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "Prompts",
     "activation_stats",
     "answers_alone",
+    "attached",
     "clamp",
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
+    "hook_point",
 ]
