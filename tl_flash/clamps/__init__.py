@@ -12,7 +12,7 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
-from tl_flash.clamps.sites import require_hooks
+from tl_flash.clamps.sites import attached, hook_point, require_hooks
 from tl_flash.clamps.values import Mode
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "PromptsLike",
     "activation_stats",
     "answers_alone",
+    "attached",
     "clamp",
     "clamp_hooks",
     "clamp_rows",
@@ -32,4 +33,5 @@ __all__ = [
     "reads_its_cache",
     "residual_length",
     "require_hooks",
+    "hook_point",
 ]

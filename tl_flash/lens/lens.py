@@ -5,43 +5,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import artefacts
+from tl_flash.lens.source import LensSource, signature
 from tl_flash.weights import MLPWeights, fingerprint
 
 FORMAT = "tl_flash.JacobianLens"
-VERSION = 1
-_SAMPLES = 64
-
-
-@dataclass(frozen=True)
-class LensSource:
-    """Where a lens comes from."""
-
-    model: str
-    dtype: str
-    positions: str
-    prompts: int
-    tokens: int
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class JacobianLens:
     """What a small change of the residual stream after each layer does to the input of the unembedding.
 
-    To first order, adding delta to `blocks.l.hook_resid_post` moves the normalised final residual stream, in the basis
-    that the folded unembedding W_U' reads, by J[l] @ delta at the last position, in the mean over the prompts; so
-    neuron i's write direction moves the logits along (J[l] @ W_out[i]) @ W_U'. It says nothing of doses at which the
-    model answers non-linearly, nor of prompts unlike its own; `stderr` says how far these prompts agree.
+    To first order, adding delta to `blocks.l.hook_resid_post` at every position but the first moves the normalised
+    final residual stream, in the basis that the folded unembedding W_U' reads, by J[l] @ delta in the mean over texts
+    and over their positions from the 8th on; so neuron i's write direction moves the logits along
+    (J[l] @ W_out[i]) @ W_U'. It says nothing of doses at which the model answers non-linearly, nor of texts unlike its
+    own; `jacobian_lens` says what each of its methods neglects.
     """
 
     J: Float[Tensor, "layer d_model d_model"]
     """Output coordinate, then coordinate of the change; float32."""
     stderr: Float[Tensor, "layer d_model d_model"]
-    """Standard error of J over the prompts; NaN of one prompt."""
+    """Standard error of J by the choice of texts, NaN of one text: of the exact mean from the spread over texts, of the
+    others half the difference of the lenses of two halves of them. What a method neglects is not in it."""
     layers: tuple[int, ...]
     source: LensSource
     signature: Float[Tensor, "matrix sample"]
@@ -52,7 +42,7 @@ class JacobianLens:
         """A digest of J."""
         return fingerprint(self.J.flatten(1))
 
-    def of(self, layer: int) -> Float[Tensor, "d_model d_model"]:
+    def at(self, layer: int) -> Float[Tensor, "d_model d_model"]:
         """J of one layer.
 
         Raises:
@@ -66,7 +56,7 @@ class JacobianLens:
 
     def carry(self, directions: Float[Tensor, "n d_model"], layer: int) -> Float[Tensor, "n d_model"]:
         """Directions written after a layer, as the unembedding sees them: J @ x for each row x."""
-        return directions.float() @ self.of(layer).to(directions.device).T
+        return directions.float() @ self.at(layer).to(directions.device).T
 
     def relative_error(self) -> Float[Tensor, " layer"]:
         """Length of the standard error over that of J, layer by layer: whether the prompts suffice."""
@@ -106,30 +96,13 @@ class JacobianLens:
             ValueError: the file is truncated, altered, no lens, or of a newer format.
         """
         header, tensors = artefacts.read(FORMAT, VERSION, path)
-        return cls(**tensors, layers=tuple(header["layers"]), source=LensSource(**header["source"]))
+        return cls(**tensors, layers=tuple(header["layers"]), source=LensSource.of_header(header["source"]))
 
     def __repr__(self) -> str:
         source = self.source
         return (
-            f"JacobianLens of {source.model}: layers {list(self.layers)}, d_model {self.J.shape[-1]}, from "
+            f"JacobianLens of {source.model} ({source.method}): layers {list(self.layers)}, d_model "
+            f"{self.J.shape[-1]}, from "
             f"{source.prompts} prompts of {source.tokens} tokens in all, relative standard error "
             f"{float(self.relative_error().max()):.3f} at most"
         )
-
-
-def signature(weights: MLPWeights) -> Float[Tensor, "matrix sample"]:
-    """Some entries of each layer's folded directions and of the folded unembedding, the same however it was loaded."""
-
-    def sample(matrix: Tensor) -> Tensor:
-        places = torch.linspace(0, matrix.numel() - 1, _SAMPLES).long()
-        return matrix.flatten()[places.to(matrix.device)].float().cpu()
-
-    rows = [sample(weights.directions(layer, side)) for layer in range(weights.n_layers) for side in ("in", "out")]
-    columns = torch.linspace(0, weights.d_vocab - 1, _SAMPLES).long().to(weights.W_U.device)
-    W_U = weights.W_U.detach()
-    centred = W_U[:, columns].float() - W_U.mean(1, dtype=torch.float32)[:, None]
-    if weights.final_gain is not None:
-        centred = centred * weights.final_gain[:, None].to(centred.device)
-    if weights.centre:
-        centred = centred - centred.mean(0)
-    return torch.stack([*rows, sample(centred)])

@@ -1,0 +1,202 @@
+import copy
+import dataclasses
+import weakref
+
+import pytest
+import torch
+
+from tests import families
+from tests.lens_truth import in_double
+from tl_flash import jacobian_lens
+from tl_flash.clamps import Prompts, attached
+from tl_flash.lens.blocks import Block
+from tl_flash.lens.mean_field import local_jacobians, survey
+from tl_flash.lens.norms import Norm
+from tl_flash.lens.passages import passages
+from tl_flash.lens.texts import TEXTS
+from tl_flash.weights import read
+
+TOKENS = torch.randint(2, 72, (3, 14), generator=torch.Generator().manual_seed(0))
+SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
+# Of each family: whether attention and MLP are parallel, and whether a norm is before and after each of them.
+MADE_OF = {
+    "gpt2": (False, (True, False), (True, False)),
+    "neox": (True, (True, False), (True, False)),
+    "gemma2": (False, (True, True), (True, True)),
+    "gemma3": (False, (True, True), (True, True)),
+    "olmo2": (False, (False, True), (False, True)),
+}
+_PRE = (False, (True, False), (True, False))
+
+
+def tangent(model, layer, constant):
+    """The mean over positions but the first of one block's Jacobian by autograd, pattern and `constant` hooks held."""
+    delta = torch.zeros(families.D_MODEL, dtype=model.W_U.dtype, requires_grad=True)
+    seen = {}
+
+    def move(residual, hook):
+        moves = (torch.arange(residual.shape[1]) > 0)[:, None]
+        return residual.detach() + delta * moves
+
+    def keep(residual, hook):
+        seen["left"] = residual
+
+    def hold(activation, hook):
+        return activation.detach()
+
+    prefix = f"blocks.{layer}."
+    hooks = [(f"{prefix}hook_resid_pre", move), (f"{prefix}hook_resid_post", keep)]
+    hooks += [(prefix + name, hold) for name in ("attn.hook_pattern", *constant)]
+    with torch.enable_grad(), attached(model, hooks):
+        model(TOKENS)
+    total = seen["left"][:, 1:].sum((0, 1))
+    rows = [torch.autograd.grad(each, delta, retain_graph=True)[0] for each in total]
+    return torch.stack(rows).detach() / TOKENS[:, 1:].numel()
+
+
+def relative(made, truth):
+    return float((made - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("name", families.DENSE)
+def test_each_factor_is_the_mean_of_exact_tangents(name):
+    model = in_double(name)
+    blocks = survey(model, Prompts.of(model, TOKENS))
+    eye = torch.eye(families.D_MODEL, dtype=torch.float64)
+    made = {}
+
+    def take(layer, passage):
+        made[layer] = blocks[layer].jacobians(passage, 1)
+
+    passages(model, TOKENS, take)
+    for layer in (0, 1):
+        attention, mlp = (matrix / TOKENS[:, 1:].numel() for matrix in made[layer])
+        assert relative(attention, tangent(model, layer, ["mlp.hook_post"]) - eye) < 1e-5
+        assert relative(mlp, tangent(model, layer, ["attn.hook_z"]) - eye) < 1e-5
+
+
+@pytest.mark.parametrize("name", families.DENSE)
+@pytest.mark.parametrize("surface", SURFACES)
+def test_what_a_block_is_made_of_is_seen(name, surface):
+    model = families.build(name, surface)
+    for block in survey(model, Prompts.of(model, TOKENS)):
+        norms = [tuple(norm is not None for norm in part) for part in (block.attention, block.mlp)]
+        assert (block.parallel, *norms) == MADE_OF.get(name, _PRE)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_a_mixture_of_experts_is_measured(surface):
+    model = families.build("mixtral", surface)
+    texts = Prompts.of(model, TOKENS)
+    blocks = survey(model, texts)
+    assert blocks == [None, None]
+    field = local_jacobians(model, texts, blocks, 8, False)
+    for layer in (0, 1):
+        assert relative(field.blocks[layer].block(), tangent(model, layer, [])) < 1e-5
+    assert jacobian_lens(model, TOKENS).source.measured == (0, 1)
+
+
+def test_a_block_that_its_form_does_not_fit_is_measured():
+    """Doubling what the MLP writes leaves all weights and hooks as they were; only the sums tell."""
+    model = copy.deepcopy(families.build("llama", SURFACES[0]))
+    model.blocks[1].mlp.register_forward_hook(lambda module, given, answer: 2 * answer)
+    texts = Prompts.of(model, TOKENS)
+    blocks = survey(model, texts)
+    assert blocks[0] is not None and blocks[1] is None
+    field = local_jacobians(model, texts, blocks, 8, False)
+    assert relative(field.blocks[1].block(), tangent(model, 1, [])) < 1e-5
+    assert jacobian_lens(model, TOKENS).source.measured == (1,)
+
+
+def test_an_activation_that_mixes_neurons_has_no_closed_form():
+    model = families.build("llama", SURFACES[0])
+    shown = {}
+    passages(model, TOKENS, lambda layer, passage: shown.setdefault(layer, passage))
+    passage, module = shown[0], model.blocks[0]
+    assert Block.of(module, passage) is not None
+    mixed = dataclasses.replace(passage, post=passage.post + 0 * sum(passage.pre).cumsum(-1))
+    assert Block.of(module, mixed) is not None
+    mixed = dataclasses.replace(passage, post=passage.post + 1e-4 * sum(passage.pre).cumsum(-1))
+    assert Block.of(module, mixed) is None
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 1e-5, 0.1])
+@pytest.mark.parametrize("width", [40, 41])
+def test_a_norm_is_known_by_its_answers(centre, eps, width):
+    generator = torch.Generator().manual_seed(0)
+    gain, bias, x = torch.randn(3, width, dtype=torch.float64, generator=generator)
+
+    def norm(v):
+        v = v - v.mean(-1, keepdim=True) if centre else v
+        return gain * v / (v.square().mean(-1, keepdim=True) + eps).sqrt() + bias
+
+    found = Norm.probe(norm, x)
+    assert found.centre == centre and found.eps == pytest.approx(eps, rel=1e-4, abs=1e-9)
+    torch.testing.assert_close(found(x), norm(x), rtol=1e-4, atol=1e-6)
+    n, r = found.unit(x)
+    jacobian = torch.autograd.functional.jacobian(norm, x)
+    eye = torch.eye(width, dtype=torch.float64)
+    made = found.after(r * (eye - torch.outer(n, n) / width)) if not centre else None
+    if made is None:
+        made = found.gain[:, None] * r * (eye - 1 / width - torch.outer(n, n) / width)
+    torch.testing.assert_close(made, jacobian, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2", "olmo2", "mixtral"])
+def test_the_lens_does_not_depend_on_the_surface(name):
+    lenses = [jacobian_lens(families.build(name, surface), TOKENS) for surface in SURFACES]
+    weights = [read(families.build(name, surface)) for surface in SURFACES]
+    writes = [lens.carry(one.directions(0, "out"), 0) for lens, one in zip(lenses, weights, strict=True)]
+    for write in writes[1:]:
+        assert relative(write, writes[0]) < 1e-4
+
+
+def test_after_the_last_block_it_is_the_exact_lens(bridge):
+    exact = jacobian_lens(bridge, TOKENS, method="exact", layers=[1])
+    assert torch.allclose(jacobian_lens(bridge, TOKENS, layers=[1]).J, exact.J, atol=1e-6)
+
+
+def test_of_one_position_to_another_nothing_is_neglected(bridge):
+    """Of a single text of two tokens each block has one Jacobian, and the mean of one is itself."""
+    exact = jacobian_lens(bridge, TOKENS[:1, :2], method="exact")
+    assert torch.allclose(jacobian_lens(bridge, TOKENS[:1, :2]).J, exact.J, atol=1e-5)
+
+
+def test_batches_and_lengths_do_not_matter(bridge):
+    rows = [row[:length] for row, length in zip(TOKENS, (9, 12, 14), strict=True)]
+    one, many = (jacobian_lens(bridge, rows, batch_size=size) for size in (1, 8))
+    assert torch.allclose(one.J, many.J, atol=1e-6) and torch.allclose(one.stderr, many.stderr, atol=1e-6)
+
+
+def test_the_standard_error_is_half_the_difference_of_two_halves(bridge):
+    lens = jacobian_lens(bridge, TOKENS)
+    halves = [jacobian_lens(bridge, part).J for part in (TOKENS[::2], TOKENS[1::2])]
+    assert torch.allclose(lens.stderr, (halves[0] - halves[1]).abs() / 2, atol=1e-6)
+    assert jacobian_lens(bridge, TOKENS[:1]).stderr.isnan().all()
+
+
+def test_one_layer_is_held_at_a_time(bridge):
+    held, alive = [], []
+
+    def take(layer, passage):
+        alive.append([reference() is not None for reference in held])
+        held.append(weakref.ref(passage))
+
+    passages(bridge, TOKENS, take)
+    assert alive == [[], [False]]
+
+
+def test_without_prompts_it_has_texts_of_its_own(bridge):
+    lens = jacobian_lens(bridge)
+    assert lens.source.prompts == len(TEXTS) == 64 and lens.J.isfinite().all()
+    assert lens.source.method == "mean_field" and lens.source.seconds > 0
+
+
+def test_the_model_is_left_as_it_was(bridge):
+    before = bridge(TOKENS)
+    jacobian_lens(bridge, TOKENS)
+    assert torch.equal(bridge(TOKENS), before)
+    assert all(parameter.grad is None for parameter in bridge.parameters())
+    modules = [module for module in bridge.modules() if module._forward_hooks]
+    assert all(not module._forward_hooks_with_kwargs for module in modules)

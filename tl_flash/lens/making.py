@@ -1,0 +1,154 @@
+"""The one way to make a lens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from tl_flash.clamps import Prompts
+from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.exact import exact
+from tl_flash.lens.lens import JacobianLens
+from tl_flash.lens.mean_field import mean_field
+from tl_flash.lens.mixed import mixed
+from tl_flash.lens.source import LensSource, signature
+from tl_flash.lens.texts import TEXTS
+from tl_flash.weights import MLPWeights, chosen_layers, read
+
+Method = Literal["mean_field", "exact", "mixed"]
+_LONGEST = 128
+"""Tokens that are used of a text of our own."""
+
+
+def jacobian_lens(
+    model: Any,
+    prompts: Sequence[str] | Tensor | Sequence[Tensor] | None = None,
+    *,
+    method: Method = "mean_field",
+    layers: Sequence[int] | None = None,
+    freeze_attention: bool = True,
+    max_error: float | None = None,
+    exact_prompts: int = 8,
+    batch_size: int = 8,
+    progress: bool | None = None,
+) -> JacobianLens:
+    """What a change of the residual stream after each layer does to the model's output, to first order and on average.
+
+    The logit lens reads the residual stream as if no layer followed. The lens of layer l is the mean Jacobian J_l of
+    the normalised final residual stream, at positions from 8 on (of a shorter text, at its last one), by one change at
+    every position of `hook_resid_post` but the first. The first is left alone: it often is an attention sink, and where
+    the embedding there is zero its derivative is without bound. Related are the tuned lens (Belrose et al. 2023, arXiv
+    2303.08112), which trains an affine map a layer, and the Jacobian lens of Gurnee et al. 2026 (arXiv 2607.15495),
+    which TransformerLens has as `tools.analysis.JacobianLens`: see `JacobianLens.of`.
+
+    "exact" differentiates through the whole model, d_model backward passes a batch, and averages over texts. Its error
+    is that of few texts; `stderr` tells it.
+
+    "mean_field" replaces the mean of a product by the product of means:
+
+        J_l = F . prod over m > l of (1 + B_m) (1 + A_m)        (1 + A_m + B_m where attention and MLP are parallel)
+
+    with A_m, B_m and F the mean Jacobians of what attention and the MLP of layer m add, and of the final norm. Each is
+    a mean over tokens in closed form, so forward passes are all that it takes. With n the residual stream over its root
+    mean square, r one over that, gains folded into the matrices, P the attention pattern, a gated MLP f(g) u:
+
+        B = W_out' [diag E(f r) U + diag E(f' u r) G - E((f u + f' u g) r n') / d]
+        A = sum over heads of W_O' W_V' E(sum over s >= 1 of P_ts r_s (1 - n_s n_s' / d))
+        F = E(r (1 - n n' / d))
+
+    Norms after attention or MLP, LayerNorm, ungated MLPs and any elementwise activation have their like. A block that
+    these forms do not reproduce on a text (a mixture of experts, linear attention, a scaled residual stream) is known
+    by that, and its own mean Jacobian is measured by d_model backward passes through it alone. Neglected are: how the
+    factors of different layers, and of attention and MLP, vary together over tokens and texts; how a change moves the
+    attention patterns; that A and B are means over positions from 1 and F from 8; and that some positions hand more of
+    a change on than others. `check_lens` tells what is lost by it.
+
+    "mixed" adds the two, layer by layer, with the weights that bring the sum nearest to the exact mean over many texts.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for. By default 64
+            short texts of many kinds that the package carries.
+        method: "mean_field" (forward passes), "exact" (d_model backward passes a batch) or "mixed".
+        layers: which layers; all by default.
+        freeze_attention: whether "exact" and "mixed" hold the attention patterns constant as well; with few texts this
+            takes away more noise than truth, and time.
+        max_error: "exact" stops when the standard error, relative to J, is at most this in every layer.
+        exact_prompts: of how many of the prompts "mixed" takes the exact mean.
+        batch_size: prompts a forward pass.
+        progress: a bar; by default on a terminal or in a notebook.
+
+    Returns:
+        JacobianLens: float32, on the CPU.
+
+    Raises:
+        TypeError: no such model, or prompts of another kind.
+        ValueError: no prompts, too long ones or some of one token, unknown layers or method, an option of another
+            method, or a model whose weights cannot be read.
+
+    Example:
+        >>> lens = jacobian_lens(model)
+        >>> lens.J.shape == (model.cfg.n_layers, model.cfg.d_model, model.cfg.d_model)
+        True
+    """
+    weights = read(model)
+    chosen = chosen_layers(layers, weights.n_layers)
+    if method not in get_args(Method):
+        raise ValueError(f'method: expected "mean_field", "exact" or "mixed", got {method!r}')
+    if method == "mean_field" and not freeze_attention:
+        raise ValueError('freeze_attention: it is for method="exact" or "mixed"; the mean-field lens always does')
+    if max_error is not None and method != "exact":
+        raise ValueError(f'max_error: it is for method="exact", got method={method!r}')
+    if max_error is not None and not max_error > 0:
+        raise ValueError(f"max_error: expected a number above 0, got {max_error}")
+    texts = own_texts(model) if prompts is None else Prompts.of(model, prompts)
+    if min(map(len, texts.rows)) < 2:
+        raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
+    start = time.perf_counter()
+    if method == "mean_field":
+        made = mean_field(model, texts, chosen, batch_size=batch_size, progress=progress)
+    else:
+        options: dict[str, Any] = {
+            "freeze_attention": freeze_attention,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+        if method == "exact":
+            made = exact(model, texts, chosen, max_error=max_error, **options)
+        else:
+            made = mixed(model, weights, texts, chosen, exact_prompts=exact_prompts, **options)
+    return _with_papers(made, weights, chosen, method, time.perf_counter() - start)
+
+
+def own_texts(model: Any) -> Prompts:
+    """`TEXTS` as the model's tokenizer reads them, cut where they are long.
+
+    Raises:
+        ValueError: the model has no tokenizer, or one that knows none of their words.
+    """
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError("prompts: this model has no tokenizer for the package's own texts; give token ids")
+    longest = min(model.cfg.n_ctx, _LONGEST)
+    rows = [model.to_tokens(text)[0, :longest] for text in TEXTS]
+    return Prompts.of(model, [row for row in rows if len(row) > 1])
+
+
+def _with_papers(made: Estimate, weights: MLPWeights, layers: list[int], method: str, seconds: float) -> JacobianLens:
+    return JacobianLens(
+        J=made.J,
+        stderr=made.stderr,
+        layers=tuple(layers),
+        source=LensSource(
+            model=weights.name,
+            dtype=weights.dtype,
+            method=method,
+            prompts=made.prompts,
+            tokens=made.tokens,
+            measured=made.measured,
+            seconds=round(seconds, 3),
+        ),
+        signature=signature(weights),
+    )

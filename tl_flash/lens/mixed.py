@@ -1,0 +1,97 @@
+"""The exact mean over few texts and the mean-field lens of many, each weighted by how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_flash.clamps import Prompts
+from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.exact import exact
+from tl_flash.lens.mean_field import mean_field
+from tl_flash.weights import MLPWeights
+
+
+def mixed(
+    model: Any,
+    weights: MLPWeights,
+    texts: Prompts,
+    layers: Sequence[int],
+    *,
+    exact_prompts: int = 8,
+    freeze_attention: bool = True,
+    batch_size: int = 8,
+    progress: bool | None = None,
+) -> Estimate:
+    """The weighted sum of the two that is nearest, layer by layer, to the exact mean over all texts like these."""
+    some = _spread(texts, exact_prompts)
+    halves = [
+        exact(model, Prompts(part), layers, freeze_attention=freeze_attention, batch_size=batch_size, progress=progress)
+        for part in (some[::2], some[1::2])
+    ]
+    field = mean_field(model, texts, layers, batch_size=batch_size, progress=progress)
+    J, stderr = torch.empty_like(field.J), torch.empty_like(field.J)
+    metric = _vocabulary_metric(weights)
+    for i, layer in enumerate(layers):
+        a, b = (half.J[i] for half in halves)
+        parts = [field.J[i], (a + b) / 2]
+        of_field, of_exact = Metric(metric, _write_metric(weights, layer)).weights(field.J[i], a, b)
+        J[i] = of_field * parts[0] + of_exact * parts[1]
+        stderr[i] = ((of_field * field.stderr[i]).square() + (of_exact * (a - b) / 2).square()).sqrt()
+    return field._replace(J=J, stderr=stderr)
+
+
+class Metric(NamedTuple):
+    """How near two Jacobians A and B of a layer are, by what they make of its neurons.
+
+    It is the sum over write directions w of the covariance over the vocabulary of A w @ W_U' and B w @ W_U'.
+    """
+
+    output: Float[Tensor, "d_model d_model"]
+    """The covariance of W_U'."""
+    input: Float[Tensor, "d_model d_model"]
+    """The sum of w w' over the layer's write directions, each of length 1."""
+
+    def product(self, A: Float[Tensor, "d_model d_model"], B: Float[Tensor, "d_model d_model"]) -> float:
+        """The sum over neurons."""
+        return float(((self.output @ A.double() @ self.input) * B.double()).sum())
+
+    def weights(self, field: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
+        """Of the mean-field lens and of the mean of two independent exact ones: by least squares.
+
+        The truth is not known, but its product with `field` is that of the exact mean on average, and its product with
+        the exact mean is that of its two halves, whose errors are independent.
+        """
+        X = (a + b) / 2
+        cross, own = self.product(field, X), self.product(a, b)
+        gram = torch.tensor([[self.product(field, field), cross], [cross, self.product(X, X)]], dtype=torch.float64)
+        of_field, of_exact = torch.linalg.lstsq(gram, torch.tensor([cross, own], dtype=torch.float64)).solution.tolist()
+        return of_field, of_exact
+
+
+def _spread(texts: Prompts, n: int) -> tuple[Tensor, ...]:
+    """That many of the texts, at even distances."""
+    if not 2 <= n <= len(texts.rows):
+        raise ValueError(
+            f"exact_prompts: expected 2 to {len(texts.rows)}, as many as there are prompts, got {n}; "
+            "two halves of them tell how far the exact mean can be trusted"
+        )
+    return tuple(texts.rows[i * len(texts.rows) // n] for i in range(n))
+
+
+def _vocabulary_metric(weights: MLPWeights) -> Float[Tensor, "d_model d_model"]:
+    W_U = weights.W_U.detach().float()
+    if weights.final_gain is not None:
+        W_U = weights.final_gain.float()[:, None] * W_U
+    W_U = W_U - W_U.mean(1, keepdim=True)
+    return (W_U @ W_U.T / W_U.shape[1]).double().cpu()
+
+
+def _write_metric(weights: MLPWeights, layer: int) -> Float[Tensor, "d_model d_model"]:
+    writes = weights.directions(layer, "out").double().cpu()
+    writes = writes / writes.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return writes.T @ writes

@@ -1,0 +1,153 @@
+"""Texts that a lens is made from where none are given: sixty-four of many kinds, some 40 to 80 tokens each.
+
+Stories, talk, facts, instructions, letters, lists, tables, code, mathematics and several languages, since a lens serves
+best on text like its own. They were written for this package.
+"""
+
+TEXTS = (
+    # Stories
+    "The ferry was late again, and the passengers had begun to share what food they had. An old man cut an apple "
+    "into eight pieces with a pocket knife and handed them round without a word, keeping the core for himself.",
+    "Nobody in the village could say when the well had dried up. Martha claimed it was the summer the bridge burned, "
+    "but her brother remembered drawing water from it the morning he left for the army, three years after that.",
+    "She found the letter behind the clock, folded so small that she took it at first for a scrap of packing paper. "
+    "The ink had turned brown. It began with her grandmother's name and ended in the middle of a sentence.",
+    "At dusk the fox came down to the orchard wall and sat there, as it had every evening since the snow melted. The "
+    "dog no longer barked. It lay with its chin on its paws and watched, and after a while it slept.",
+    "Captain Oduya counted the lamps along the shore and found one too many. She lowered the glass, wiped it, and "
+    "counted again. Then she told the helmsman to bring the ship about, quietly, and to wake nobody but the cook.",
+    "When the music stopped, the children stood where they were, holding each other's sleeves, waiting for someone "
+    "to say whether the game was over. Outside it had started to rain, and the lanterns hissed one after another.",
+    "The machine had been built to sort oranges, and for eleven years it did nothing else. On the first Monday of "
+    "March it began putting all the perfect ones to one side, and no engineer could find out why.",
+    "My uncle kept bees on the roof of a parking garage. He said that city honey tasted of lime trees and traffic, "
+    "and he sold it in jam jars to the people who worked in the offices below, who never asked where it came from.",
+    # Talk
+    '"Did you lock the back door?" he asked. "I thought you did." They looked at each other for a moment, and then '
+    'both of them laughed. "One of us has to go," she said, "and I am already wearing my slippers."',
+    '"I can\'t hear you, the train is coming in." "I said, don\'t forget the tickets!" "What about the '
+    'chickens?" "The tickets, Paul. The tickets." He waved, pleased, and went off to look for a farmer.',
+    "A: Have you seen the new schedule?\nB: Yes, and I have questions.\nA: Is it the early shifts?\nB: It's that I "
+    "am on two of them at the same time, in different buildings.\nA: Ah. I'll speak to Dana about it this afternoon.",
+    "Interviewer: What made you leave such a safe job?\nGuest: Honestly? Boredom, and a friend with a van. We drove "
+    "south until the money ran out, and where it ran out we opened a bakery.",
+    "User: My screen stays black after the update. What can I do?\nAssistant: First, hold the power button for ten "
+    "seconds and let the machine restart. If the screen is still black, connect another monitor to see whether the "
+    "picture appears there.",
+    "Mum: home by ten please\nTeo: half past?\nMum: ten.\nTeo: quarter past and I do the dishes all week\nMum: deal, "
+    "but I am counting the spoons\nTeo: you always count the spoons",
+    # Facts
+    "The heart of a blue whale weighs about as much as a small car and beats fewer than ten times a minute when the "
+    "animal dives. Its main artery is wide enough that a human child could crawl through it.",
+    "Copper conducts electricity better than any other common metal except silver. Because it is also soft and "
+    "easily drawn into wire, it is used for most household wiring, although overhead lines are usually made of "
+    "aluminium.",
+    "Lisbon, the capital of Portugal, lies on the north bank of the Tagus near the Atlantic coast. In 1755 an "
+    "earthquake, followed by a tsunami and fires, destroyed most of the city within a single day.",
+    "Photosynthesis takes place in two stages. In the first, chlorophyll absorbs light and water is split, releasing "
+    "oxygen. In the second, the energy stored by the first is used to build sugars from carbon dioxide.",
+    "The printing press with movable metal type was developed in Mainz around 1450. Within fifty years there were "
+    "presses in more than two hundred European towns, and some twenty million volumes had been printed.",
+    "A leap year has 366 days. Years divisible by four are leap years, except those divisible by 100 but not by 400; "
+    "so 2000 was one, while 1900 was not and 2100 will not be.",
+    "Mount Kilimanjaro is the highest mountain in Africa. It consists of three volcanic cones, of which Kibo, the "
+    "tallest, rises to 5,895 metres above sea level and is still capped by shrinking glaciers.",
+    "Inflation is a sustained rise in the general level of prices. Central banks usually fight it by raising "
+    "interest rates, which makes borrowing more expensive and so reduces what households and firms spend.",
+    "Antibiotics act against bacteria and have no effect on viruses. Taking them for a cold therefore does no good, "
+    "and the more often they are used, the more likely it is that resistant strains of bacteria survive and spread.",
+    "The treaty was signed in the spring of 1648 after years of negotiation. It ended one of the longest wars in "
+    "European history and confirmed that each prince could decide upon the religion of his own territory.",
+    # Instructions
+    "To make a simple flatbread, mix two cups of flour with a teaspoon of salt, a spoonful of oil and enough warm "
+    "water to form a soft dough. Let it rest for twenty minutes, roll it thin, and bake it in a hot, dry pan on both "
+    "sides.",
+    "Before you change a bicycle tube, let out all the air and push the edge of the tyre into the middle of the rim. "
+    "Start opposite the valve, lift the edge over with two levers, and pull the tube out by hand.",
+    "Write a short summary of the text below in no more than three sentences. Use your own words, do not add "
+    "opinions, and keep every number exactly as it is given. If something is unclear, say so at the end.",
+    "How to water house plants: touch the soil first. If the top layer is dry, water slowly until a little runs out "
+    "at the bottom, then empty the saucer. In winter most plants need only half as much.",
+    "In case of fire, leave the building by the nearest stairs. Do not use the lift. Close doors behind you, but do "
+    "not lock them. Meet at the car park, report to your warden, and do not go back inside for any reason.",
+    "Question: A train travels 180 kilometres in two and a half hours. What is its average speed?\nAnswer: Divide "
+    "the distance by the time. 180 / 2.5 = 72, so the average speed is 72 kilometres per hour.",
+    # Letters, reports, opinions
+    "Dear Ms Lindqvist, thank you for your application and for the time you took to visit us. I am sorry to say that "
+    "the position has been given to another candidate. We would be glad to keep your papers for future openings. "
+    "Yours sincerely, the hiring team",
+    "Hi all, a quick reminder that the office closes at noon on Friday. Please take your cups out of the dishwasher, "
+    "otherwise they will spend the long weekend in there. The new badges can be picked up at the desk. Best, Priya",
+    "The company said on Tuesday that profit for the third quarter fell by 12 per cent to 84 million euros, hurt by "
+    "higher energy costs and weak demand in Asia. It kept its forecast for the full year, and its shares rose "
+    "slightly.",
+    "United came from behind to win 3-2 in the last minute of extra time. The winning goal, a header from a corner, "
+    "was checked for offside and allowed to stand, and the home supporters ran on to the pitch before the whistle.",
+    "Heavy rain is expected along the western coast tonight, with gusts of up to ninety kilometres an hour on the "
+    "hills. It will be drier in the east, where temperatures fall to four degrees and some fog may form in the "
+    "valleys.",
+    "I bought this kettle a month ago and I am of two minds about it. It boils quickly and looks good, but the lid "
+    "is stiff and the handle gets hot. For the price I expected better. Three stars out of five.",
+    "It is often said that nobody reads long books any more. The lending figures of public libraries tell another "
+    "story: it is the thin volumes that stay on the shelf, and the thick ones that come back with sand between the "
+    "pages.",
+    "The defendant shall pay the sum of 2,400 dollars within thirty days of this judgment. If payment is not made in "
+    "time, interest of five per cent a year accrues. Either party may appeal within the period allowed by law.",
+    "We studied 312 adults with chronic back pain over two years. Half were assigned at random to a walking "
+    "programme and half to the usual care. Pain scores fell in both groups, but the difference between them was not "
+    "significant (p = 0.21).",
+    "Abstract. We show that a simple greedy rule finds a solution within a factor of two of the best one for a broad "
+    "class of covering problems, and that no algorithm of polynomial time does better unless P = NP.",
+    # Lists and tables
+    "Shopping list: eggs, butter, two lemons, brown sugar, a bunch of parsley, washing powder, light bulbs (warm "
+    "white), cat food, stamps, something nice for Sunday, and batteries for the clock in the hall.",
+    "1. Read the question twice.\n2. Underline what is asked.\n3. Write down what you know.\n4. Try a small case "
+    "first.\n5. Check the units.\n6. If you are stuck for ten minutes, go on to the next one and come back later.",
+    "Monday: swimming, piano. Tuesday: dentist at 9:30. Wednesday: free. Thursday: parents' evening, bring the "
+    "forms. Friday: train to Leeds, 17:05, platform 4. Saturday and Sunday: grandmother's birthday.",
+    "| city | country | population |\n| --- | --- | --- |\n| Osaka | Japan | 2,750,000 |\n| Lagos | Nigeria | "
+    "15,400,000 |\n| Lima | Peru | 10,100,000 |\n| Oslo | Norway | 710,000 |",
+    "name,age,city,score\nAmina,34,Nairobi,7.5\nBjorn,28,Bergen,6.0\nChiara,41,Turin,8.25\nDiego,19,Quito,9.0\n"
+    "Elif,55,Izmir,4.75\nFarah,23,Amman,8.0\n",
+    "# Release notes\n\n## Version 2.4\n\n- Faster start on old machines\n- The export dialog remembers the last "
+    "folder\n- Fixed: dates before 1970 were shown one day early\n- Removed the old plug-in format",
+    # Code and mathematics
+    'def mean(values):\n    """Return the arithmetic mean of a non-empty list."""\n    total = 0.0\n    for value in '
+    "values:\n        total += value\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4]))\n",
+    "class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n        "
+    "self._items.append(item)\n\n    def pop(self):\n        if not self._items:\n            raise "
+    'IndexError("empty")\n        return self._items.pop()\n',
+    'import json\nfrom pathlib import Path\n\npath = Path("settings.json")\nif path.exists():\n    settings = '
+    'json.loads(path.read_text())\nelse:\n    settings = {"theme": "dark", "size": 12}\nprint(settings["theme"])\n',
+    "function debounce(callback, delay) {\n  let timer = null;\n  return (...args) => {\n    "
+    "clearTimeout(timer);\n    timer = setTimeout(() => callback(...args), delay);\n  };\n}\n\nexport default "
+    "debounce;\n",
+    "#include <stdio.h>\n\nint main(void) {\n    int sum = 0;\n    for (int i = 1; i <= 100; i++) {\n        if (i % "
+    '3 == 0) sum += i;\n    }\n    printf("%d\\n", sum);\n    return 0;\n}\n',
+    "SELECT customers.name, COUNT(orders.id) AS n_orders\nFROM customers\nLEFT JOIN orders ON orders.customer_id = "
+    "customers.id\nWHERE customers.country = 'NL'\nGROUP BY customers.name\nORDER BY n_orders DESC\nLIMIT 10;\n",
+    "<html>\n  <head><title>Opening hours</title></head>\n  <body>\n    <h1>Museum</h1>\n    <p>Open daily from "
+    '<b>10</b> to <b>18</b>.</p>\n    <a href="/tickets">Buy a ticket</a>\n  </body>\n</html>\n',
+    "$ git status\nOn branch main\nChanges not staged for commit:\n        modified:   src/parser.rs\n$ git commit "
+    '-am "Parse empty lines"\n[main 4f1c2aa] Parse empty lines\n 1 file changed, 3 insertions(+)\n',
+    "Let n be an odd integer, so that n = 2k + 1 for some integer k. Then n^2 = 4k^2 + 4k + 1 = 2(2k^2 + 2k) + 1, "
+    "which is odd as well. Hence the square of an odd integer is odd, and the claim follows.",
+    # Other languages
+    "Am Morgen lag dichter Nebel über dem Fluss, und die Fähre fuhr erst gegen zehn Uhr. Der Bäcker hatte schon alle "
+    "Brötchen verkauft, also tranken wir nur einen Kaffee und warteten auf die Sonne.",
+    "La bibliothèque municipale sera fermée du 3 au 14 août pour travaux. Les livres empruntés peuvent être rendus "
+    "dans la boîte placée à gauche de l'entrée. Nous vous remercions de votre patience.",
+    "Mi abuela decía que el mar se escucha mejor de noche, cuando los barcos duermen y el viento cambia. Por eso "
+    "bajábamos a la playa después de cenar, con una linterna y dos mantas.",
+    "Il treno regionale per Bologna partirà dal binario cinque con circa venti minuti di ritardo. Ci scusiamo per il "
+    "disagio. I passeggeri diretti a Venezia possono salire sul treno delle 18:42.",
+    "A cidade acorda devagar aos domingos. As padarias abrem cedo, mas as ruas ficam vazias até as dez, quando os "
+    "primeiros vizinhos aparecem com o jornal e um saco de pão quente.",
+    "De fiets stond al drie weken tegen dezelfde boom. Niemand wist van wie hij was, maar elke ochtend zat er een "
+    "verse bloem in het mandje, en op vrijdag waren de banden opgepompt.",
+    "Летом мы жили у озера, в доме с зелёной крышей. Утром отец уходил на рыбалку, а мы с сестрой собирали ягоды и "
+    "ждали, когда он вернётся.",
+    "春天来了,院子里的桃树开了花。奶奶坐在门口晒太阳,小猫在她脚边睡觉。弟弟跑过来问:“今天可以去河边放风筝吗?”",
+    "毎朝七時に起きて、窓を開けます。駅までは歩いて十五分ほどかかりますが、途中に小さなパン屋があり、そこでいつも温かいパンを一つ買います。",
+)
+"""Sixty-four, in the order of the kinds above."""
