@@ -28,8 +28,8 @@ from tl_flash.progress import track
 from tl_flash.weights import read
 
 NOUNS = (
-    "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king money "
-    "war winter sun rain gold blood California London Paris"
+    "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king "
+    "money war winter sun rain gold blood California London Paris"
 ).split()
 RESULTS = Path(__file__).parent / "results"
 Found = tuple[str, int, Neuron, int]
