@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_flash.vocab import Vocab
-from tl_flash.weights.layouts import architecture
-from tl_flash.weights.mlp import Layer, MLPWeights, require_finite
-
-# A bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
-_POST_NORMS = ("post_feedforward_layernorm", "output.LayerNorm")
-# Their experts stack [gate, up] by [output, input]; others stack otherwise.
-_STACKED_EXPERTS = ("MixtralExperts", "Qwen3MoeExperts")
-_POST_NORM_ONLY = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+from tl_flash.weights.found import Found, found
+from tl_flash.weights.layouts import Layout
+from tl_flash.weights.hooked import read_transformer_lens
+from tl_flash.weights.mlp import MLPWeights
+from tl_flash.weights.reading import weights_of
 
 
 def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
@@ -28,11 +24,10 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
 
     Raises:
         TypeError: it is none of these.
-        ValueError: some layers hold no dense MLP whose matrices can be read (mixtures of experts, quantised
-            weights), or a norm is missing.
+        ValueError: its neurons cannot be read faithfully; the message says why.
     """
     if all(hasattr(model, name) for name in ("cfg", "blocks", "W_U")):
-        return _read_transformer_lens(model, tokenizer)
+        return read_transformer_lens(model, tokenizer)
     if hasattr(model, "config") and hasattr(model, "get_parameter"):
         return _read_hugging_face(model, tokenizer)
     raise TypeError(
@@ -41,147 +36,68 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
     )
 
 
-def _read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
-    cfg = model.cfg
-    _require_dense({layer: _dense_fault(block) for layer, block in enumerate(model.blocks)})
-    W_U = _floating(model.W_U.detach(), "W_U")
-    gain = _norm_gain(getattr(model, "ln_final", None), cfg)
-    if cfg.normalization_type is not None and getattr(model, "ln_final", None) is None:
-        raise ValueError("model: ln_final is missing, so the unembedding cannot be folded; expected a whole model")
-    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
-    first = _transformer_lens_layer(model.blocks[0], 0, cfg)
-    return MLPWeights(
-        n_layers=len(model.blocks),
-        d_mlp=first.d_mlp,
-        d_model=W_U.shape[0],
-        centre=_centres(cfg),
+def model_layout(model: Any) -> Layout:
+    """The layout of a Hugging Face model in memory, or of the one within a bridge.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: as `read_model`.
+    """
+    within = getattr(model, "original_model", model)
+    if not hasattr(within, "config") or not hasattr(within, "get_parameter"):
+        raise TypeError(
+            f"model: expected a Hugging Face causal LM, a bridge of one or a checkpoint, got {type(model).__name__}"
+        )
+    return _found_of(within).layout if within is model else found(type(within), within.config).layout
+
+
+def _found_of(model: nn.Module) -> Found:
+    seen = found(type(model), model.config, model)
+    _require_plain(model, seen)
+    return seen
+
+
+def _require_plain(model: nn.Module, seen: Found) -> None:
+    """Refuse a model some of whose modules are no longer those that its class is made of.
+
+    An adapter, a mask or a parametrisation makes a module apply another matrix than its weight.
+    """
+    layout = seen.layout
+    names = [f"{layout.prefix(at)}{name}" for at in layout.readable for name in layout.layers[at].names]
+    for name in [*names, layout.unembedding.tensor]:
+        path = name.rpartition(".")[0]
+        plain = type(seen.tiny.get_submodule(path))
+        try:
+            given = type(model.get_submodule(path))
+            model.get_parameter(name)
+        except AttributeError as error:
+            raise ValueError(_changed(path, plain.__name__, str(error))) from error
+        if given is not plain:
+            raise ValueError(_changed(path, plain.__name__, given.__name__))
+
+
+def _changed(path: str, expected: str, given: str) -> str:
+    return (
+        f"model: {path} was changed: expected {expected}, got {given}; so its weight is not what it applies. Merge "
+        "adapters first (peft's merge_and_unload()), and make masks and parametrisations permanent"
+    )
+
+
+def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
+    layout = _found_of(model).layout
+    tensors = {key: tensor.detach() for key, tensor in model.named_parameters(remove_duplicate=False)}
+    W_U = layout.unembedding.rows(_floating(tensors[layout.unembedding.tensor], "W_U")).T
+    return weights_of(
+        layout,
+        lambda: tensors,
         W_U=W_U,
-        final_gain=None if gain is None else require_finite(gain, "ln_final: the norm's scale"),
-        read_layer=lambda layer: _transformer_lens_layer(model.blocks[layer], layer, cfg),
-        sides=("in", "gate", "out") if first.W_gate is not None else ("in", "out"),
         vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
-        name=str(getattr(cfg, "model_name", None) or "unnamed"),
+        name=getattr(model.config, "name_or_path", "") or "unnamed",
         class_name=type(model).__name__,
     )
-
-
-def _centres(cfg: Any) -> bool:
-    return (cfg.normalization_type or "").startswith("LN")
-
-
-def _transformer_lens_layer(block: Any, layer: int, cfg: Any) -> Layer:
-    mlp = block.mlp
-    pre, post = _norms(block, layer, cfg)
-    gains = {"gain_pre": _norm_gain(pre, cfg), "gain_post": _norm_gain(post, cfg)}
-    experts = _experts(mlp)
-    if experts is not None:
-        up, gate, down = experts
-        return Layer(up, tuple(matrix.T for matrix in down), gate, **gains)
-    gate = getattr(mlp, "W_gate", None)
-    return Layer(
-        W_in=mlp.W_in.detach().T,
-        W_out=mlp.W_out.detach(),
-        W_gate=gate.detach().T if torch.is_tensor(gate) else None,
-        **gains,
-    )
-
-
-def _experts(mlp: Any) -> tuple[tuple[Tensor, ...], ...] | None:
-    """Up, gate and down [output, input] of every expert; None where the MLP is dense, or its experts are not known."""
-    experts = getattr(mlp, "experts", None)
-    if experts is not None and type(experts).__name__ in _STACKED_EXPERTS:
-        gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
-        return up.unbind(), gate.unbind(), experts.down_proj.detach().unbind()
-    if not isinstance(experts, torch.nn.ModuleList) or not all(hasattr(expert, "W_in") for expert in experts):
-        return None
-    up, gate, down = (
-        tuple(getattr(expert, name).weight.detach() for expert in experts) for name in ("W_in", "W_gate", "W_out")
-    )
-    return up, gate, down
-
-
-def _norms(block: Any, layer: int, cfg: Any) -> tuple[Any, Any]:
-    """The norms before and after a block's MLP, under whatever names this surface gives them."""
-    pre, post = getattr(block, "ln2", None), getattr(block, "ln2_post", None)
-    architecture = getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None)
-    named_post = getattr(pre, "name", None) in _POST_NORMS
-    if pre is not None and (architecture in _POST_NORM_ONLY or named_post):
-        return None, pre
-    if pre is None and post is None and getattr(cfg, "parallel_attn_mlp", False):
-        pre = getattr(block, "ln1", None)  # GPT-J, Phi, Falcon: attention and MLP share one norm
-    if pre is None and post is None and cfg.normalization_type is not None:
-        raise ValueError(
-            f"layer {layer}: no norm found at ln2, ln2_post or (parallel blocks) ln1, yet the model says "
-            f"normalization_type={cfg.normalization_type!r}; expected one, so that its scale can be folded"
-        )
-    return pre, post
-
-
-def _norm_gain(norm: Any, cfg: Any) -> Tensor | None:
-    gain = getattr(norm, "w", None)
-    if not torch.is_tensor(gain):
-        return None
-    gain = gain.detach().float()
-    return gain + 1 if getattr(cfg, "rmsnorm_uses_offset", False) else gain
-
-
-def _dense_fault(block: Any) -> str | None:
-    """Why this block's neurons cannot be read, or None."""
-    mlp = getattr(block, "mlp", None)
-    if mlp is None:
-        return "no MLP"
-    if _experts(mlp) is not None:
-        return None
-    W_in, W_out = getattr(mlp, "W_in", None), getattr(mlp, "W_out", None)
-    if not torch.is_tensor(W_in) or not torch.is_tensor(W_out):
-        return "no dense W_in and W_out (a mixture of experts?)"
-    if not (W_in.is_floating_point() and W_out.is_floating_point()):
-        return f"weights of {W_in.dtype} (quantised)"
-    if W_in.ndim != 2 or W_out.shape != W_in.shape[::-1]:
-        return f"W_in {tuple(W_in.shape)} and W_out {tuple(W_out.shape)}, expected [d_model, d_mlp] and its reverse"
-    return None
-
-
-def _require_dense(faults: dict[int, str | None]) -> None:
-    bad = {layer: fault for layer, fault in faults.items() if fault is not None}
-    if not faults:
-        raise ValueError("model: it has no layers; expected at least one block with an MLP")
-    if bad:
-        reasons = "; ".join(sorted(set(bad.values())))
-        raise ValueError(
-            f"model: expected a readable dense MLP in every layer, but {_ranges(bad)} of {len(faults)} hold none: "
-            f"{reasons}. Such neurons have no single W_in row, so nothing faithful can be said of them here"
-        )
-
-
-def _ranges(layers: Any) -> str:
-    numbers = sorted(layers)
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"layers {numbers[0]}-{numbers[-1]}"
-    return "layer" + "s" * (len(numbers) > 1) + " " + ", ".join(map(str, numbers))
 
 
 def _floating(tensor: Tensor, what: str) -> Tensor:
     if not tensor.is_floating_point():
         raise ValueError(f"{what}: expected floating-point weights, got {tensor.dtype} (quantised?)")
     return tensor
-
-
-def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
-    name, config = type(model).__name__, model.config
-    tensors = {key: tensor.detach() for key, tensor in model.named_parameters(remove_duplicate=False)}
-    names = architecture(name).found_in(tensors)
-    W_U = _floating(model.get_output_embeddings().weight.detach(), "W_U").T
-    return MLPWeights(
-        n_layers=config.get_text_config().num_hidden_layers,
-        d_mlp=names.read_layer(0, tensors).d_mlp,
-        d_model=W_U.shape[0],
-        centre=names.centre,
-        W_U=W_U,
-        final_gain=names.final_gain(tensors),
-        read_layer=lambda layer: names.read_layer(layer, tensors),
-        sides=("in", "gate", "out") if names.gated else ("in", "out"),
-        vocab=Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
-        name=getattr(config, "name_or_path", "") or "unnamed",
-        class_name=name,
-    )
