@@ -1,21 +1,25 @@
 """The weights wing: what is read of a model, whatever holds it.
 
-A HookedTransformer, a bridge, a Hugging Face model (`memory`), a checkpoint on disk or on the hub (`checkpoint`, one
-file a format in `formats/`): each becomes `MLPWeights`, by the names that `layouts` holds of its architecture.
+Where a class of models keeps its neurons is a `Layout` (`layouts`), found by watching a tiny model of that class run
+(`tiny`, `calls`, `tracing`, `experts`; `found` keeps them, `naming` tells the names of what is saved). By it a Hugging
+Face model (`memory`), one of TransformerLens (`hooked`), a checkpoint on disk or on the hub (`checkpoint`, one file a
+format in `formats/`) become `MLPWeights` (`reading`, `mlp`).
 """
 
 from pathlib import Path
 from typing import Any
 
-from tl_flash.weights.checkpoint import read_checkpoint
+from tl_flash.weights.checkpoint import checkpoint_layout, read_checkpoint
 from tl_flash.weights.fingerprints import Sums, combined, digest, fingerprint
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.loading import load_model
-from tl_flash.weights.memory import read_model, read_model_unembedding
+from tl_flash.weights.memory import model_layout, read_model, read_model_unembedding
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, chosen_layers, is_centred, require_side
 from tl_flash.weights.running import measuring
 
 __all__ = [
     "Layer",
+    "Layout",
     "MLPWeights",
     "Sums",
     "UnembeddingWeights",
@@ -24,6 +28,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "is_centred",
+    "layout",
     "load_model",
     "measuring",
     "read",
@@ -74,3 +79,25 @@ def read_unembedding(model: Any, *, tokenizer: Any = None) -> UnembeddingWeights
     if isinstance(model, str | Path):
         return read_checkpoint(model, tokenizer=tokenizer)
     return read_model_unembedding(model, tokenizer=tokenizer)
+
+
+def layout(model: Any) -> Layout:
+    """Where a model keeps its neurons, to be compared with its code; no weight of a checkpoint is read.
+
+    Args:
+        model: a Hugging Face model, a bridge of one, or a checkpoint by its folder or its name on the hub.
+
+    Returns:
+        Layout: prints as a table.
+
+    Raises:
+        TypeError: neither of these.
+        FileNotFoundError: no such checkpoint.
+        ValueError: the layout cannot be found; the message says why.
+
+    Example:
+        >>> from tl_flash import weights
+        >>> weights.layout(model).layers[0].pre.weight
+        'post_attention_layernorm.weight'
+    """
+    return checkpoint_layout(model) if isinstance(model, str | Path) else model_layout(model)

@@ -1,19 +1,24 @@
-"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, no model is built."""
+"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, the model is not built."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
 from tl_flash.weights.formats.safetensors import Opened, Shards
-from tl_flash.weights.layouts import Architecture, Sizes, architecture
+from tl_flash.weights.found import Found, found
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import MLPWeights
+from tl_flash.weights.reading import require_readable_layers, weights_of
+
+_UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight")
+"""What published checkpoints call the unembedding where they do not call it as `save_pretrained` does."""
 
 
 def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeights:
@@ -27,90 +32,124 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
 
     Raises:
         FileNotFoundError: no such folder or model, or a file of it is missing.
-        ValueError: an architecture that is not known (the message lists those that are), a config without sizes, a
+        ValueError: a class that transformers lacks or whose neurons cannot be read, a config that does not fit, a
             missing or misshapen tensor, a truncated file, quantised or pickled weights.
     """
     files = Files(checkpoint)
     config = files.json("config.json")
     if config.get("quantization_config"):
         raise ValueError(f"{checkpoint}: quantised, so its tensors are no weights; expected the unquantised model")
-    class_name = next(iter(config.get("architectures") or []), "(none named in config.json)")
-    row = architecture(class_name)
+    seen = _found_of(config)
     shards = Shards(files)
-    names = row.found_in(shards.where)
-    text = config | config.get("text_config", {})
-    n_layers, d_vocab, sizes = _n_layers(text), _d_vocab(text, row), _sizes(text, row)
+    layout = _named_as(shards, seen)
+    shape = layout.unembedding.shape(
+        *seen.shapes[seen.layout.unembedding.tensor][:: -1 if layout.unembedding.transposed else 1]
+    )
+    d_vocab, d_model = shape[::-1] if layout.unembedding.transposed else shape
     opened = shards.opened()
-    W_U = _unembedding(names, opened, text, (d_vocab, sizes.d_model)).T
-    opened.require({names.roots[0] + names.final: (sizes.d_model,)})
+    layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
+    opened.require({layout.unembedding.tensor: shape})
+    if layout.final is not None and layout.final.weight is not None:
+        opened.require({layout.final.weight: (d_model,)})
 
     def require_layers(layers: Sequence[int]) -> None:
+        require_readable_layers(layout, layers)
         opened = shards.opened()
         for layer in layers:
-            opened.require(names.shapes(layer, shards.where, sizes))
+            held = seen.layout.layers[layer]
+            sizes = [neurons.size(seen.shapes, seen.layout.prefix(layer)) for neurons in held.neurons]
+            opened.require(layout.layers[layer].shapes(layout.prefix(layer), sizes, d_model))
 
-    require_layers([0])
-    return MLPWeights(
-        n_layers=n_layers,
-        d_mlp=names.read_layer(0, shards.opened()).d_mlp,
-        d_model=sizes.d_model,
-        centre=names.centre,
-        W_U=W_U,
-        final_gain=names.final_gain(opened),
-        read_layer=lambda layer: names.read_layer(layer, shards.opened()),
-        sides=("in", "gate", "out") if names.gated else ("in", "out"),
+    require_layers(layout.readable[:1])
+    return weights_of(
+        layout,
+        shards.opened,
+        W_U=layout.unembedding.rows(opened[layout.unembedding.tensor].clone()).T,
         vocab=Vocab.of_tokenizer(files.tokenizer() if tokenizer is None else tokenizer, d_vocab),
         name=str(checkpoint),
-        class_name=class_name,
+        class_name=layout.class_name,
         on_disk=True,
         require_layers=require_layers,
         identity=files.identity,
     )
 
 
-def _unembedding(names: Architecture, tensors: Opened, config: dict[str, Any], shape: tuple[int, int]) -> Tensor:
-    """The unembedding [d_vocab, d_model], read into memory."""
-    own = next((name for name in names.unembeddings if name in tensors), names.unembeddings[0])
-    embedding = names.roots[0] + names.embedding
-    said = config.get("tie_word_embeddings")
-    tied = names.tied if said is None else said
-    if tied and own in tensors and not torch.equal(tensors[own], tensors[embedding]):
-        raise ValueError(
-            f"{own} and {embedding} differ, yet the config ties them (tie_word_embeddings); expected one unembedding: "
-            "set tie_word_embeddings to false in config.json if the model was trained with two"
-        )
-    name = embedding if tied else own
-    tensors.require({name: shape})
-    return tensors[name].clone()
-
-
-def _n_layers(config: dict[str, Any]) -> int:
-    return _number(config, "num_hidden_layers", "n_layer")
-
-
-def _d_vocab(config: dict[str, Any], names: Architecture) -> int:
-    return names.d_vocab if names.d_vocab and "vocab_size" not in config else _number(config, "vocab_size")
-
-
-def _sizes(config: dict[str, Any], names: Architecture) -> Sizes:
-    d_model = _number(config, "hidden_size", "n_embd")
-    if config.get("n_inner", 0) is None or ("n_embd" in config and "n_inner" not in config):
-        d_mlp = 4 * d_model  # GPT-2's default
-    else:
-        d_mlp = _number(config, "intermediate_size", "n_inner")
-    if names.experts is None:
-        return Sizes(d_model, d_mlp)
-    n_experts = _number(config, "num_local_experts", "num_experts")
-    return Sizes(d_model, d_mlp, d_expert=_number(config, names.experts.width), n_experts=n_experts)
-
-
-def _number(config: dict[str, Any], *keys: str) -> int:
-    """The first of these that a config gives.
+def checkpoint_layout(checkpoint: str | Path) -> Layout:
+    """The layout of a checkpoint, by its config alone.
 
     Raises:
-        ValueError: it gives none, or no positive whole number.
+        FileNotFoundError: no such folder or model.
+        ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
-    given = next((config[key] for key in keys if config.get(key) is not None), None)
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ValueError(f"config.json: expected {' or '.join(keys)}, a positive whole number, got {given!r}")
-    return given
+    return _found_of(Files(checkpoint).json("config.json")).saved
+
+
+def _found_of(config: dict[str, Any]) -> Found:
+    """What is known of the class that a config names.
+
+    Raises:
+        ValueError: transformers has no such class, the config is not one of it, or its layout cannot be found.
+    """
+    import transformers
+
+    name = next(iter(config.get("architectures") or []), None)
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not hasattr(model_class, "config_class"):
+        raise ValueError(
+            f"config.json: expected architectures to name a class of transformers {transformers.__version__}, got "
+            f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"
+        )
+    try:
+        parsed = model_class.config_class.from_dict(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"config.json: no config of {name} ({error}); fetch it again") from error
+    return found(model_class, parsed)
+
+
+def _named_as(shards: Shards, seen: Found) -> Layout:
+    """The layout by the names of these tensors: those of a save, or of parameters, under whatever root."""
+    for layout in (seen.saved, seen.layout):
+        moved = _moved(layout, shards.where)
+        if moved is not None:
+            return moved
+    return seen.saved  # whose first missing tensor will be named
+
+
+def _moved(layout: Layout, names: Sequence[str] | dict[str, str]) -> Layout | None:
+    """The layout under the root that these names have; None where they have no tensor of its."""
+    if not layout.readable:
+        return layout
+    first = layout.readable[0]
+    inner = layout.root.removesuffix(".").rpartition(".")[2]
+    tail = f"{inner}.{first}.{layout.layers[first].neurons[-1].down.tensor.format(0)}"
+    roots = [name.removesuffix(tail) for name in names if f".{name}".endswith(f".{tail}")]
+    own = layout.root.removesuffix(f"{inner}.")
+    if own in roots:
+        return layout
+    if len(roots) > 1:
+        raise ValueError(f"tensors ending in {tail} are under {roots}; expected one stack of layers of that kind")
+    if not roots:
+        return None
+    final = layout.final
+    if final is not None and final.weight is not None:
+        final = replace(final, weight=roots[0] + final.weight.removeprefix(own))
+    shared = tuple(roots[0] + name.removeprefix(own) if name.startswith(own) else name for name in layout.shared_with)
+    return replace(layout, root=f"{roots[0]}{inner}.", final=final, shared_with=shared)
+
+
+def _unembedding(layout: Layout, tensors: Opened) -> str:
+    """The name under which the unembedding is kept.
+
+    Raises:
+        ValueError: it is there twice with other numbers, though the config ties the two.
+    """
+    own = layout.unembedding.tensor
+    names = [name for name in (own, *layout.shared_with) if name in tensors]
+    twice = next((name for name in names[1:] if not torch.equal(tensors[name], tensors[names[0]])), None)
+    if twice is not None:
+        raise ValueError(
+            f"{names[0]} and {twice} differ, yet the config ties them (tie_word_embeddings); expected one unembedding: "
+            "set tie_word_embeddings to false in config.json if the model was trained with two"
+        )
+    ends = [name for name in tensors if f".{name}".endswith(tuple(f".{end}" for end in _UNEMBEDDINGS))]
+    return names[0] if names else (ends[0] if len(ends) == 1 else own)

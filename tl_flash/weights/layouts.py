@@ -1,207 +1,262 @@
-"""Where Hugging Face causal language models keep their MLPs, norms and unembedding: one row an architecture."""
+"""Where the models of one class keep their neurons: plain data, read of whatever holds tensors under these names."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from tl_flash.weights.mlp import Layer, require_finite
+from tl_flash.weights.mlp import Layer, Matrix, require_finite
+
+Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a config says of the shapes."""
+class Size(NamedTuple):
+    """How many experts, None where there is one MLP, and how many neurons in each."""
 
-    d_model: int
+    n_experts: int | None
     d_mlp: int
-    d_expert: int = 0
-    n_experts: int = 0
 
 
 @dataclass(frozen=True)
-class Experts:
-    """Names of the matrices of a layer's experts: each in a tensor of its own, or all stacked in one."""
+class Norm:
+    """What a norm scales by: its weight and an offset, or the offset alone where it has no weight."""
 
-    up: str
-    gate: str
-    down: str
-    width: str = "intermediate_size"
-    """What a config calls the neurons of one expert."""
-    stacked_gate_up: str = "mlp.experts.gate_up_proj"
-    """[expert, 2 d_mlp, d_model], the gates first."""
-    stacked_down: str = "mlp.experts.down_proj"
-    """[expert, d_model, d_mlp]"""
+    weight: str | None
+    """Of a layer's norm the name within the layer."""
+    offset: float
+    """Gemma's norms scale by 1 + weight."""
+    centre: bool
+    """Whether it takes the mean off first, as LayerNorm does and RMSNorm does not."""
 
-    def shapes(self, sizes: Sizes, stacked: bool) -> dict[str, tuple[int, ...]]:
-        """The tensors of a layer's experts, and the shape that each must have."""
-        n, d_mlp, d_model = sizes.n_experts, sizes.d_expert, sizes.d_model
-        if stacked:
-            return {self.stacked_gate_up: (n, 2 * d_mlp, d_model), self.stacked_down: (n, d_model, d_mlp)}
-        one = {self.up: (d_mlp, d_model), self.gate: (d_mlp, d_model), self.down: (d_model, d_mlp)}
-        return {name.format(expert): shape for expert in range(n) for name, shape in one.items()}
+    def gain(self, tensors: Mapping[str, Tensor], prefix: str = "") -> Tensor | None:
+        """The scale of each coordinate, float32 [d_model]; None where there is none."""
+        if self.weight is None:
+            return None
+        return tensors[prefix + self.weight].detach().float() + self.offset
 
-    def read(self, prefix: str, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
-        """Up, gate and down of every expert, three tuples."""
-        if prefix + self.stacked_down in tensors:
-            gate, up = tensors[prefix + self.stacked_gate_up].chunk(2, dim=1)
-            return up.unbind(), gate.unbind(), tensors[prefix + self.stacked_down].unbind()
-        experts = itertools.takewhile(lambda n: prefix + self.up.format(n) in tensors, itertools.count())
-        every = [[tensors[prefix + name.format(n)] for name in (self.up, self.gate, self.down)] for n in experts]
-        return tuple(zip(*every, strict=True))
+    def __str__(self) -> str:
+        name = "no scale" if self.weight is None else self.weight + f" + {self.offset:g}" * (self.offset != 0)
+        return f"{'LayerNorm' if self.centre else 'RMSNorm'} ({name})"
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Names of the tensors of one architecture, as in its checkpoints; all but the unembedding's follow `roots[0]`."""
+class Place:
+    """Where the vectors of neurons lie: in a tensor, or in one an expert."""
 
-    roots: tuple[str, ...] = ("model.", "")
-    """What names begin with; the later ones are those of other ways to save the same model."""
-    layer: str = "layers.{}."
-    up: str = "mlp.up_proj.weight"
-    down: str = "mlp.down_proj.weight"
-    gate: str | None = "mlp.gate_proj.weight"
-    fused: bool = False
-    """`up` holds gate and up stacked, the gate first."""
-    conv1d: bool = False
-    """Matrices are stored [input, output], as GPT-2's Conv1D does."""
-    experts: Experts | None = None
-    """Of the layers that have no `up`."""
-    pre: str | None = "post_attention_layernorm.weight"
-    """The norm before the MLP; `post` the one after it."""
-    post: str | None = None
-    final: str = "norm.weight"
-    embedding: str = "embed_tokens.weight"
-    unembeddings: tuple[str, ...] = ("lm_head.weight",)
-    """What the unembedding may be called."""
-    tied: bool = False
-    """The embedding is the unembedding, unless the config says otherwise."""
-    centre: bool = False
-    offset: float = 0.0
-    """The norms scale by offset + weight (Gemma: 1)."""
-    d_vocab: int | None = None
-    """What a config means that names no vocabulary size."""
+    tensor: str
+    """Its name within the layer; "{}" stands for the number of the expert."""
+    transposed: bool
+    """Neurons are along the last axis, and not along the one before."""
+    part: int = 0
+    parts: int = 1
+    """Of how many things that share the tensor this is which."""
+    interleaved: bool = False
+    """They take turns, neuron by neuron; else each lies in one piece."""
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The neurons in a tensor, a row each: [neuron, d_model], or [expert, neuron, d_model]."""
+        neurons = tensor.mT if self.transposed else tensor
+        if self.interleaved:
+            return neurons[..., self.part :: self.parts, :]
+        return neurons if self.parts == 1 else neurons.chunk(self.parts, dim=-2)[self.part]
+
+    def shape(self, d_mlp: int, d_model: int) -> Shape:
+        """The shape of a tensor that holds so many neurons."""
+        shape = (self.parts * d_mlp, d_model)
+        return shape[::-1] if self.transposed else shape
+
+    def d_mlp(self, shape: Shape) -> int:
+        """How many neurons a tensor of this shape holds."""
+        return shape[-1 if self.transposed else -2] // self.parts
+
+    def __str__(self) -> str:
+        if self.parts == 1:
+            return self.tensor
+        which = ("even", "odd") if self.interleaved else ("first half of the", "last half of the")
+        return f"{self.tensor}, {which[self.part]} {'columns' if self.transposed else 'rows'}"
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """One MLP of a layer, or its experts."""
+
+    up: Place
+    gate: Place | None
+    down: Place
+    routed: bool
+    """Whether these are experts of which a router chooses; their tensors are stacks, or one an expert."""
 
     @property
-    def gated(self) -> bool:
-        """Whether the neurons have a gate."""
-        return self.gate is not None
+    def places(self) -> dict[str, Place]:
+        """By the names of `Layer`."""
+        places = {"W_in": self.up, "W_out": self.down}
+        return places if self.gate is None else places | {"W_gate": self.gate}
 
-    def found_in(self, tensors: Container[str]) -> Architecture:
-        """The same names with the root alone under which these tensors are kept; the first where there are none."""
-        root = next((root for root in self.roots if root + self.embedding in tensors), self.roots[0])
-        return replace(self, roots=(root,))
+    def size(self, shapes: Mapping[str, Shape], prefix: str) -> Size:
+        """How many experts there are, and how wide each is, by the shapes of a model's stacks."""
+        shape = shapes[prefix + self.down.tensor]
+        return Size(shape[0] if len(shape) == 3 else None, self.down.d_mlp(shape))
 
-    def shapes(self, layer: int, tensors: Container[str], sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """The tensors that a layer's neurons need, and the shape that each must have."""
-        norms = {norm: (sizes.d_model,) for norm in (self.pre, self.post) if norm is not None}
-        prefix = self.roots[0] + self.layer.format(layer)
-        if self.experts is not None and prefix + self.up not in tensors:
-            matrices = self.experts.shapes(sizes, stacked=prefix + self.experts.stacked_down in tensors)
-        else:
-            up, down = (sizes.d_mlp * (2 if self.fused else 1), sizes.d_model), (sizes.d_model, sizes.d_mlp)
-            matrices = {self.up: up[::-1] if self.conv1d else up, self.down: down[::-1] if self.conv1d else down}
-            if self.gate is not None and not self.fused:
-                matrices[self.gate] = up
-        return {prefix + name: shape for name, shape in (norms | matrices).items()}
+    def shapes(self, size: Size, d_model: int) -> dict[str, Shape]:
+        """The tensors that hold them, and the shape that each must have."""
+        shapes: dict[str, Shape] = {}
+        for place in self.places.values():
+            shape = place.shape(size.d_mlp, d_model)
+            if "{}" in place.tensor:
+                shapes |= {place.tensor.format(expert): shape for expert in range(size.n_experts or 0)}
+            else:
+                shapes[place.tensor] = shape if size.n_experts is None else (size.n_experts, *shape)
+        return shapes
 
-    def final_gain(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The scale of the norm before the unembedding, float32 [d_model]."""
-        gain = tensors[self.roots[0] + self.final].float() + self.offset
-        return require_finite(gain, "the final norm's scale")
+    def n_experts(self, tensors: Container[str], prefix: str, name: str) -> int:
+        """How many experts have a tensor of their own."""
+        return len([*takewhile(lambda expert: prefix + name.format(expert) in tensors, count())])
 
-    def read_layer(self, layer: int, tensors: Mapping[str, Tensor]) -> Layer:
-        """Put one layer together from tensors, whatever holds them."""
-        prefix = self.roots[0] + self.layer.format(layer)
+    def read(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[Tensor, ...]]:
+        """Every matrix [neuron, d_model], of each expert where there are several."""
+        found = {name: tuple(self._matrices(tensors, prefix, place)) for name, place in self.places.items()}
+        fewest = min(map(len, found.values()))  # a stack may end with what is no expert
+        return {name: matrices[:fewest] for name, matrices in found.items()}
 
-        def gain(key: str | None) -> Tensor | None:
-            return tensors[prefix + key].float() + self.offset if key else None
+    def _matrices(self, tensors: Mapping[str, Tensor], prefix: str, place: Place) -> Iterator[Tensor]:
+        if "{}" not in place.tensor:
+            neurons = place.rows(tensors[prefix + place.tensor].detach())
+            yield from neurons.unbind() if neurons.ndim == 3 else (neurons,)
+            return
+        for expert in range(self.n_experts(tensors, prefix, place.tensor)):
+            yield place.rows(tensors[prefix + place.tensor.format(expert)].detach())
 
-        pre, post = gain(self.pre), gain(self.post)
-        if self.experts is not None and prefix + self.up not in tensors:
-            up, gate, down = self.experts.read(prefix, tensors)
-            return Layer(up, tuple(matrix.T for matrix in down), gate, gain_pre=pre, gain_post=post)
-        up, down = tensors[prefix + self.up], tensors[prefix + self.down]
-        gate = tensors[prefix + self.gate] if self.gate and not self.fused else None
-        if self.fused:
-            gate, up = up.chunk(2)
-        if self.conv1d:
-            up, down = up.T, down.T
-        return Layer(up, down.T, gate, gain_pre=pre, gain_post=post)
+    def __str__(self) -> str:
+        gate = "" if self.gate is None else f"gate {self.gate}; "
+        return f"up {self.up}; {gate}down {self.down}"
 
 
-_LLAMA = Architecture()
-_GEMMA_2 = Architecture(
-    pre="pre_feedforward_layernorm.weight", post="post_feedforward_layernorm.weight", offset=1.0, tied=True
-)
-_OLMO_2 = Architecture(pre=None, post="post_feedforward_layernorm.weight")
-ARCHITECTURES = {
-    "GPT2LMHeadModel": Architecture(
-        roots=("transformer.", ""),
-        layer="h.{}.",
-        up="mlp.c_fc.weight",
-        down="mlp.c_proj.weight",
-        gate=None,
-        conv1d=True,
-        pre="ln_2.weight",
-        final="ln_f.weight",
-        embedding="wte.weight",
-        tied=True,
-        centre=True,
-    ),
-    "GPTNeoXForCausalLM": Architecture(
-        roots=("gpt_neox.", ""),
-        up="mlp.dense_h_to_4h.weight",
-        down="mlp.dense_4h_to_h.weight",
-        gate=None,
-        final="final_layer_norm.weight",
-        embedding="embed_in.weight",
-        unembeddings=("embed_out.weight", "lm_head.weight"),
-        centre=True,
-    ),
-    "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
-    "Qwen2ForCausalLM": _LLAMA,
-    "Qwen3ForCausalLM": _LLAMA,
-    "Gemma2ForCausalLM": _GEMMA_2,
-    "Gemma3ForCausalLM": _GEMMA_2,
-    "Gemma3ForConditionalGeneration": replace(
-        _GEMMA_2,
-        roots=("model.language_model.", "language_model.model."),
-        unembeddings=("lm_head.weight", "language_model.lm_head.weight"),
-        d_vocab=262_208,
-    ),
-    "Olmo2ForCausalLM": _OLMO_2,
-    "Phi3ForCausalLM": Architecture(up="mlp.gate_up_proj.weight", fused=True),
-    "MixtralForCausalLM": Architecture(
-        experts=Experts(
-            up="block_sparse_moe.experts.{}.w3.weight",
-            gate="block_sparse_moe.experts.{}.w1.weight",
-            down="block_sparse_moe.experts.{}.w2.weight",
+@dataclass(frozen=True)
+class LayerLayout:
+    """One layer; without neurons where it has no MLP that reads and writes the residual stream."""
+
+    neurons: tuple[Neurons, ...] = ()
+    """The routed experts before the shared ones."""
+    pre: Norm | None = None
+    """The norm that they read; None: the stream itself."""
+    post: tuple[Norm, ...] = ()
+    """Those that what they write passes on its way into the stream."""
+    fault: str | None = None
+    """Why its neurons cannot be read."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of its tensors, within the layer."""
+        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
+        return [*norms, *(place.tensor for neurons in self.neurons for place in neurons.places.values())]
+
+    def read(self, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
+        """Put the layer together."""
+        gains = [gain for norm in self.post if (gain := norm.gain(tensors, prefix)) is not None]
+        return self.put_together(
+            [neurons.read(tensors, prefix) for neurons in self.neurons],
+            gain_pre=None if self.pre is None else self.pre.gain(tensors, prefix),
+            gain_post=torch.stack(gains).prod(0) if gains else None,
         )
-    ),
-    "Qwen3MoeForCausalLM": Architecture(
-        experts=Experts(
-            up="mlp.experts.{}.up_proj.weight",
-            gate="mlp.experts.{}.gate_proj.weight",
-            down="mlp.experts.{}.down_proj.weight",
-            width="moe_intermediate_size",
-        )
-    ),
-}
+
+    def put_together(self, parts: list[dict[str, tuple[Tensor, ...]]], **gains: Tensor | None) -> Layer:
+        """The layer of what each of its neurons' places holds."""
+        names = [*parts[0]]
+        if len(parts) > 1:
+            parts = [parts[0], *(_as_experts(part, len(parts[0]["W_in"][0])) for part in parts[1:])]
+        matrices: dict[str, Matrix] = {name: tuple(m for part in parts for m in part[name]) for name in names}
+        if not any(neurons.routed for neurons in self.neurons):
+            matrices = {name: matrix[0] for name, matrix in matrices.items()}
+        n_shared = sum(len(part["W_in"]) for part in parts[1:])
+        return Layer(**matrices, **gains, n_shared=n_shared)  # pyright: ignore[reportArgumentType] - by its fields' names
+
+    def shapes(self, prefix: str, sizes: Sequence[Size], d_model: int) -> dict[str, Shape]:
+        """The tensors that it needs, and the shape that each must have."""
+        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
+        shapes: dict[str, Shape] = {norm: (d_model,) for norm in norms}
+        for neurons, size in zip(self.neurons, sizes, strict=True):
+            shapes |= neurons.shapes(size, d_model)
+        return {prefix + name: shape for name, shape in shapes.items()}
+
+    def __str__(self) -> str:
+        if self.fault is not None:
+            return f"cannot be read: {self.fault}"
+        if not self.neurons:
+            return "no MLP"
+        kinds = ["routed" if one.routed else "shared" if len(self.neurons) > 1 else "dense" for one in self.neurons]
+        lines = [f"{kind}: {neurons}" for kind, neurons in zip(kinds, self.neurons, strict=True)]
+        reads = "the stream itself" if self.pre is None else str(self.pre)
+        writes = " then ".join(map(str, self.post)) or "no norm"
+        return "\n".join([*lines, f"reads: {reads}", f"writes through: {writes}"])
 
 
-def architecture(name: str) -> Architecture:
-    """The row of an architecture, by the class name that its config gives.
+def _as_experts(shared: dict[str, tuple[Tensor, ...]], d_mlp: int) -> dict[str, tuple[Tensor, ...]]:
+    """A shared expert that is n times as wide as a routed one, as n of these."""
+    if len(shared["W_in"][0]) % d_mlp:
+        return shared
+    return {
+        name: tuple(piece for matrix in matrices for piece in matrix.split(d_mlp)) for name, matrices in shared.items()
+    }
 
-    Raises:
-        ValueError: it is not known; the message lists those that are.
-    """
-    if name not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture {name!r} is not known; known are {', '.join(ARCHITECTURES)}. "
-            "Load the model as a TransformerLens TransformerBridge and decode that instead (--surface bridge)"
-        )
-    return ARCHITECTURES[name]
+
+@dataclass(frozen=True)
+class Layout:
+    """Where models of one class and config keep what a decode reads."""
+
+    class_name: str
+    root: str
+    """What comes before the number of a layer, such as "model.layers."."""
+    layers: tuple[LayerLayout, ...]
+    final: Norm | None
+    """The norm before the unembedding, by its whole name; None without one."""
+    unembedding: Place
+    """By its whole name."""
+    shared_with: tuple[str, ...]
+    """Other names of the same tensor: the embedding's, where the two are tied."""
+    d_model: int
+    """Of the model that was traced."""
+    scale: float
+    """What the model multiplies its logits by, ..."""
+    scale_power: float = 0.0
+    """... times d_model to this power (T5: -1/2, where tied)."""
+
+    def prefix(self, layer: int) -> str:
+        """What a layer's names begin with."""
+        return f"{self.root}{layer}."
+
+    @property
+    def readable(self) -> list[int]:
+        """Layers whose neurons can be read."""
+        return [at for at, layer in enumerate(self.layers) if layer.neurons]
+
+    @property
+    def norms(self) -> list[Norm]:
+        """All norms that are folded in."""
+        found = [norm for layer in self.layers for norm in (layer.pre, *layer.post)] + [self.final]
+        return [norm for norm in found if norm is not None]
+
+    def final_gain(self, tensors: Mapping[str, Tensor], d_model: int) -> Tensor | None:
+        """What multiplies each coordinate before the unembedding, float32 [d_model]; None where nothing does."""
+        gain = None if self.final is None else self.final.gain(tensors)
+        scale = self.scale * d_model**self.scale_power
+        if scale != 1:
+            gain = torch.full((d_model,), scale) if gain is None else gain * scale
+        return None if gain is None else require_finite(gain, "the final norm's scale")
+
+    def __str__(self) -> str:
+        lines = [f"{self.class_name}: {len(self.layers)} layers at {self.root}"]
+        start = 0
+        for stop in range(1, len(self.layers) + 1):
+            if stop == len(self.layers) or self.layers[stop] != self.layers[start]:
+                which = f"layer {start}" if stop == start + 1 else f"layers {start}-{stop - 1}"
+                lines += [which, *("  " + line for line in str(self.layers[start]).splitlines())]
+                start = stop
+        names = ", ".join((self.unembedding.tensor, *self.shared_with))
+        plain = self.scale == 1 and self.scale_power == 0
+        scale = "" if plain else f", times {self.scale:g}" + f" d_model^{self.scale_power:g}" * (self.scale_power != 0)
+        return "\n".join([*lines, f"final norm: {self.final or 'none'}", f"unembedding: {names}{scale}"])

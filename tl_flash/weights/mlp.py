@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ SIDES = ("in", "gate", "out")
 ALL = slice(None)
 _MATRIX = {"in": "W_in", "gate": "W_gate", "out": "W_out"}
 Matrix = Tensor | tuple[Tensor, ...]
-"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert."""
+"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert, the shared ones last."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Layer:
     gain_pre: Float[Tensor, " d_model"] | None = None
     """Scale of the norm before the MLP, None where there is none or it is folded in already."""
     gain_post: Float[Tensor, " d_model"] | None = None
-    """Scale of a norm after the MLP (Gemma 2 and 3, OLMo 2)."""
+    """Scale of the norms that what the MLP writes still passes (Gemma 2 and 3, OLMo 2), multiplied together."""
     gain_neurons: Float[Tensor, " d_mlp"] | None = None
     """Scale of a LayerNorm over the neurons, between their activation and W_out (SoLU)."""
+    n_shared: int = 0
+    """How many of the last experts every token passes; a wide one counts as several of the routed experts' width."""
 
     @property
     def n_experts(self) -> int | None:
@@ -40,14 +43,19 @@ class Layer:
         return len(self.W_in) if isinstance(self.W_in, tuple) else None
 
     @property
+    def widths(self) -> list[int]:
+        """Neurons of the MLP, or of each expert in turn."""
+        return [len(matrix) for matrix in (self.W_in if isinstance(self.W_in, tuple) else (self.W_in,))]
+
+    @property
     def d_mlp(self) -> int:
-        """Neurons of the MLP, or of each expert."""
-        return len(self.W_in[0] if isinstance(self.W_in, tuple) else self.W_in)
+        """Neurons of the MLP, or of each expert; of the first, where a shared one is no multiple of it."""
+        return self.widths[0]
 
     @property
     def n_neurons(self) -> int:
         """Neurons of all experts, those of the first one first."""
-        return self.d_mlp * (self.n_experts or 1)
+        return sum(self.widths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +84,10 @@ class MLPWeights(UnembeddingWeights):
 
     n_layers: int
     d_mlp: int
-    """Neurons of the first layer's MLP, or of each of its experts."""
+    """Neurons of the MLP of the first layer that has one, or of each of its experts."""
     read_layer: Callable[[int], Layer] = field(repr=False)
     sides: tuple[str, ...]
+    """Those of the first layer that has an MLP."""
     on_disk: bool = False
     """Whether a layer has to be read from a disk first."""
     require_layers: Callable[[Sequence[int]], None] = field(default=lambda layers: None, repr=False)
@@ -108,7 +117,7 @@ class MLPWeights(UnembeddingWeights):
             raise ValueError(f"layers: expected layers from 0 to {self.n_layers - 1}, got {layer}")
         read = self.read_layer(layer)
         for matrix in read.W_in if isinstance(read.W_in, tuple) else (read.W_in,):
-            if matrix.shape != (read.d_mlp, self.d_model):
+            if matrix.shape[1:] != (self.d_model,):
                 raise ValueError(
                     f"layer {layer}: W_in is {tuple(matrix.shape)}, expected ({read.d_mlp}, {self.d_model}): "
                     "d_mlp and d_model"
@@ -120,16 +129,20 @@ class MLPWeights(UnembeddingWeights):
     ) -> Float[Tensor, "n d_model"]:
         """A layer's neurons on one side as the model holds them, in its dtype; by default all, where they are."""
         require_side(side, self.sides)
-        matrix: Matrix = getattr(self.layer(layer), _MATRIX[side])
+        matrix: Matrix | None = getattr(self.layer(layer), _MATRIX[side])
+        if matrix is None:
+            raise ValueError(
+                f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"'
+            )
         require_readable(matrix[0] if isinstance(matrix, tuple) else matrix, f"layer {layer}")
         if not isinstance(matrix, tuple):
             return matrix[neurons].detach().to(device)
-        start, stop, _ = neurons.indices(len(matrix) * len(matrix[0]))
-        experts = range(start // len(matrix[0]), -(-stop // len(matrix[0])))
+        firsts = [0, *accumulate(map(len, matrix))]
+        start, stop, _ = neurons.indices(firsts[-1])
         pieces = [
-            matrix[expert][max(start - first, 0) : stop - first].detach().to(device)
-            for expert in experts
-            for first in [expert * len(matrix[0])]
+            expert[max(start - first, 0) : stop - first].detach().to(device)
+            for expert, first in zip(matrix, firsts, strict=False)
+            if first < stop and start < first + len(expert)
         ]
         return torch.cat(pieces)
 

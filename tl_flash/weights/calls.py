@@ -1,0 +1,183 @@
+"""One forward pass written down, a call a module, and what can be told of two tensors that were seen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SAME_DIRECTION = 1e-7
+_TOLERANCE = 1e-4  # norms add an eps to the mean square
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module."""
+
+    path: str
+    module: nn.Module
+    x: Tensor
+    """The first tensor of numbers that it was given."""
+    y: Tensor
+    """The first that it answered."""
+    order: int
+    """How many calls ended before this one did."""
+    given: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the module is a matrix, or a stack of them, under the name of weight."""
+        weight = getattr(self.module, "weight", None)
+        plain = not isinstance(self.module, nn.Embedding | nn.modules.conv._ConvNd) and not [*self.module.children()]
+        return plain and torch.is_tensor(weight) and weight.ndim in (2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """What a norm was seen to do: unit(x) * gain + bias."""
+
+    call: Call
+    gain: Tensor
+    centre: bool
+
+
+def record(model: nn.Module, **inputs: Tensor) -> tuple[list[Call], Any]:
+    """Run a model once, gradients on, and write down every call in the order in which they end.
+
+    Returns:
+        The calls, and what the model answered.
+    """
+    calls: list[Call] = []
+    handles = [
+        module.register_forward_hook(partial(_write_down, calls, path), with_kwargs=True)
+        for path, module in model.named_modules()
+        if path
+    ]
+    try:
+        with torch.enable_grad():
+            answer = model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, answer
+
+
+def _write_down(calls: list[Call], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    x, y = _first([*args, *kwargs.values()]), _first(output)
+    if x is not None and y is not None:
+        calls.append(Call(path, module, x, y, len(calls), (args, kwargs)))
+    return output.clone() if torch.is_tensor(output) else output  # some models add to an answer in place
+
+
+def _first(given: Any) -> Tensor | None:
+    if torch.is_tensor(given):
+        return given if given.is_floating_point() else None
+    if hasattr(given, "last_hidden_state"):
+        return given.last_hidden_state
+    if isinstance(given, list | tuple):
+        return next((tensor for one in given if (tensor := _first(one)) is not None), None)
+    return None
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """A tensor as [row, width]."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the same order."""
+    return a is b or (a.numel() == b.numel() and a.shape[-1] == b.shape[-1] and torch.equal(rows(a), rows(b)))
+
+
+def carried(x: Tensor, y: Tensor) -> Tensor | None:
+    """The factor of each row of x over the row of y of which it is a positive multiple; None if one is of none.
+
+    So a tensor is known again that was reshaped, gathered for experts, or scaled. Rows of zeros are passed over.
+    """
+    if x.shape[-1] != y.shape[-1]:
+        return None
+    x, y = rows(x).detach().double(), rows(y).detach().double()
+    x = x[x.abs().amax(-1) > 0]
+    cosine, row = (nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(y, dim=-1).T).max(-1)
+    if len(x) == 0 or float(cosine.min()) < 1 - _SAME_DIRECTION:
+        return None
+    return x.norm(dim=-1) / y[row].norm(dim=-1)
+
+
+@torch.no_grad()
+def as_norm(call: Call) -> Norm | None:
+    """The norm that a module is, by what it answers to random numbers; None where it is something else."""
+    args, kwargs = call.given
+    alone = len(args) == 1 and not kwargs and call.x.shape == call.y.shape and call.x.dtype == torch.float64
+    if not alone or [*call.module.children()] or any(parameter.ndim > 1 for parameter in call.module.parameters()):
+        return None
+    d_model = call.x.shape[-1]
+    x = 32 * torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0), dtype=call.x.dtype)
+    y = call.module(x if call.x.ndim == 3 else x[0]).reshape(8, d_model).double()
+    for centre in (False, True):
+        u = unit(x[0], centre)
+        du, dy = u - u.mean(0), y - y.mean(0)
+        gain = (du * dy).sum(0) / du.square().sum(0)
+        if float((dy - gain * du).abs().max()) <= _TOLERANCE * float(dy.abs().max()):
+            return Norm(call, gain, centre)
+    return None
+
+
+def unit(x: Tensor, centre: bool) -> Tensor:
+    """Rows normalised plainly, with no gain: root mean square 1 (LayerNorm: of the centred row)."""
+    x = x - x.mean(-1, keepdim=True) if centre else x
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+def passes(target: Tensor, source: Tensor) -> bool:
+    """Whether what is in source arrives in target as it is: each coordinate in its own place, all alike, none turned."""
+    return _passes(lambda column: rows(target)[-1, column], source)
+
+
+def _passes(entry: Callable[[int], Tensor], source: Tensor) -> bool:
+    factors = []
+    for column in (2, 5):
+        got = entry(column)
+        if not got.requires_grad or not source.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(got, source, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return False
+        here, all = rows(gradient)[:, column], float(gradient.abs().sum())
+        if not all or float(here.abs().sum()) < all * (1 - 1e-6) or bool((here < 0).any()):
+            return False
+        factors.append(here)
+    return torch.allclose(*factors, rtol=1e-6)
+
+
+def passes_beside(target: Tensor, written: Sequence[Tensor], source: Tensor) -> bool:
+    """The same, of the part of target that is not what was written into it."""
+
+    def entry(column: int) -> Tensor:
+        got = rows(target)[-1, column]
+        for one in written:
+            if not got.requires_grad or not one.requires_grad:
+                continue
+            (gradient,) = torch.autograd.grad(got, one, retain_graph=True, allow_unused=True)
+            got = got if gradient is None else got - (gradient.detach() * one).sum()
+        return got
+
+    return _passes(entry, source)
+
+
+def of_linear(call: Call) -> bool | None:
+    """Whether the weight of a linear map is kept [input, output]; None where it is no map by its weight alone."""
+    x, y = rows(call.x).detach(), rows(call.y).detach()
+    weight = call.module.weight.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    if weight.ndim == 3:
+        sizes = (x.shape[-1], y.shape[-1])
+        return weight.shape[1:] == sizes if weight.shape[1:] in (sizes, sizes[::-1]) else None
+    dx, dy = x - x[:1], y - y[:1]
+    for transposed, W in ((False, weight.T), (True, weight)):
+        if W.shape == (x.shape[-1], y.shape[-1]) and torch.allclose(dx @ W, dy, rtol=1e-6, atol=1e-8):
+            return transposed
+    return None

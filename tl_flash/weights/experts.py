@@ -1,0 +1,113 @@
+"""Find the neurons of experts that one module holds stacked, by what it answers when one neuron alone is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from tl_flash.weights.calls import Call, rows
+from tl_flash.weights.layouts import Place
+
+_NEURON = 3
+_COLUMN = 5
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Up, gate and down of experts, by the names of the module's own parameters."""
+
+    up: Place
+    gate: Place | Literal[False] | None
+    """None without one; False where it cannot be told from the up."""
+    down: Place
+
+
+def experts_of(call: Call) -> Experts | None:
+    """The experts that a module holds in stacks of matrices [expert, ., .]; None where it holds none."""
+    stacks = {name: p.detach() for name, p in call.module.named_parameters(recurse=False) if p.ndim == 3}
+    if len(stacks) < 2:
+        return None
+    d_model = call.y.shape[-1]
+    down = next((name for name in stacks if _writes_one_coordinate(call, stacks, name)), None)
+    if down is None:
+        return None
+    transposed = stacks[down].shape[1] == d_model
+    d_mlp = stacks[down].shape[2 if transposed else 1]
+    alone = stacks | {down: _only_neuron(stacks[down], axis=2 if transposed else 1)}
+    found = _rows_of_neuron(call, alone, down, d_mlp)
+    if not found or len(found) > 2:
+        return None
+    up, gate = found[0], None
+    if len(found) == 2:
+        bends = [_bends(call, alone, matrix, d_mlp) for matrix in found]
+        told = sorted(bends) == [False, True]
+        up, gate = (found[bends.index(False)], found[bends.index(True)]) if told else (up, False)
+    return Experts(up, gate, Place(down, transposed))
+
+
+def _answer(call: Call, stacks: dict[str, Tensor]) -> Tensor:
+    """What the module answers to the same tensors with other weights."""
+    args, kwargs = call.given
+    answer = functional_call(call.module, stacks, args, kwargs)
+    return rows(answer if torch.is_tensor(answer) else answer[0])
+
+
+def _gradients(call: Call, stacks: dict[str, Tensor], names: list[str]) -> list[Tensor]:
+    """Of one coordinate of the answer, with respect to stacks."""
+    with torch.enable_grad():
+        leaves = {name: stack.clone().requires_grad_() for name, stack in stacks.items()}
+        entry = _answer(call, leaves)[:, _COLUMN].square().sum()
+        return [*torch.autograd.grad(entry, [leaves[name] for name in names], materialize_grads=True)]
+
+
+def _writes_one_coordinate(call: Call, stacks: dict[str, Tensor], name: str) -> bool:
+    """Whether one coordinate of the answer depends on one coordinate of a stack alone, along the axis of d_model."""
+    d_model = call.y.shape[-1]
+    if d_model not in stacks[name].shape[1:]:
+        return False
+    axis = 1 if stacks[name].shape[1] == d_model else 2
+    (gradient,) = _gradients(call, stacks, [name])
+    return gradient.movedim(axis, 0).flatten(1).abs().sum(1).nonzero().flatten().tolist() == [_COLUMN]
+
+
+def _only_neuron(down: Tensor, axis: int) -> Tensor:
+    """The same stack with all neurons cut off but one of each expert."""
+    alone = torch.zeros_like(down)
+    alone.select(axis, _NEURON).copy_(down.select(axis, _NEURON))
+    return alone
+
+
+def _rows_of_neuron(call: Call, stacks: dict[str, Tensor], down: str, d_mlp: int) -> list[Place]:
+    d_model = call.y.shape[-1]
+    names = [name for name, stack in stacks.items() if name != down and d_model in stack.shape[1:]]
+    found: list[Place] = []
+    for name, gradient in zip(names, _gradients(call, stacks, names), strict=True):
+        transposed = gradient.shape[1] == d_model
+        by_row = (gradient.mT if transposed else gradient).abs().sum((0, 2))
+        touched = set(by_row.nonzero().flatten().tolist())
+        parts = len(by_row) // d_mlp
+        for interleaved in (False, True)[:parts]:
+            if touched and touched <= {_row(part, parts, interleaved, d_mlp) for part in range(parts)}:
+                found += [Place(name, transposed, part, parts, interleaved) for part in range(parts)]
+                break
+    return found
+
+
+def _row(part: int, parts: int, interleaved: bool, d_mlp: int) -> int:
+    return _NEURON * parts + part if interleaved else _NEURON + part * d_mlp
+
+
+@torch.no_grad()
+def _bends(call: Call, stacks: dict[str, Tensor], matrix: Place, d_mlp: int) -> bool:
+    """Whether the neuron's answer is bent in this vector of it: it is not in the up, whatever the activation."""
+    axis, answers = 2 if matrix.transposed else 1, []
+    for factor in (-1.0, 0.0, 1.0):
+        scaled = stacks[matrix.tensor].clone()
+        scaled.select(axis, _row(matrix.part, matrix.parts, matrix.interleaved, d_mlp)).mul_(factor)
+        answers.append(_answer(call, stacks | {matrix.tensor: scaled}))
+    bend = (answers[0] + answers[2] - 2 * answers[1]).abs().max()
+    return bool(bend > 1e-6 * (answers[2] - answers[0]).abs().max())

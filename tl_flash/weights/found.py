@@ -1,0 +1,135 @@
+"""Layouts by class and config: traced once, on a tiny model of the same kinds of layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import log
+from typing import Any
+
+import torch
+from torch import nn
+
+from tl_flash.weights.layouts import Layout, Shape
+from tl_flash.weights.naming import saved_layout
+from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, token_ids
+from tl_flash.weights.tracing import Unreadable, trace
+
+_SMALL = 2_000_000
+"""Parameters up to which a model is traced itself, in a copy, and not a tiny one of its class."""
+_FOUND: dict[tuple[type, str], Found] = {}
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class NotTraced(ValueError):
+    """No model of a class could be made small and run."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of a class and config."""
+
+    model_class: type
+    config: Any
+    layout: Layout
+    """By the names of a model's parameters."""
+    tiny: Any
+    """What it was traced on."""
+
+    @cached_property
+    def saved(self) -> Layout:
+        """The same by the names of saved tensors.
+
+        Raises:
+            ValueError: they are saved in a form that is not understood.
+        """
+        with _no_bars():
+            return saved_layout(self.layout, self.tiny)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """A model of the real config without memory for its weights."""
+        with torch.device("meta"):
+            return self.model_class(copy.deepcopy(self.config))
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Of the real model's parameters."""
+        named = self.skeleton.named_parameters(remove_duplicate=False)
+        return {name: tuple(parameter.shape) for name, parameter in named}
+
+
+def found(model_class: type, config: Any, model: nn.Module | None = None) -> Found:
+    """The layout of a class of models, for a config.
+
+    Args:
+        model_class: a Hugging Face class.
+        config: of the real model; sizes apart, the layout holds for all models of it.
+        model: the model itself where there is one: a small one is traced in a copy.
+
+    Raises:
+        NotTraced: no tiny model of it can be made and run.
+        ValueError: what it does is not understood.
+    """
+    key = (model_class, config.to_json_string(use_diff=False))
+    if key not in _FOUND:
+        _FOUND[key] = _trace(model_class, config, model)
+    return _FOUND[key]
+
+
+def _trace(model_class: type, config: Any, model: nn.Module | None) -> Found:
+    name = model_class.__name__
+    try:
+        if model is not None and sum(parameter.numel() for parameter in model.parameters()) <= _SMALL:
+            tiny = randomised(copy.deepcopy(model))
+            return Found(model_class, config, _traced(tiny), tiny)
+        tiny = tiny_model(model_class, tiny_config(config))
+        layout = _traced(tiny)
+        if layout.scale != 1:
+            layout = _with_power(layout, _traced(tiny_model(model_class, tiny_config(config, wider=WIDER))))
+    except Unreadable as fault:
+        raise ValueError(f"{name}: {fault}, so its neurons have no reading through the unembedding") from fault
+    except _FAULTS as fault:  # whatever a class of models raises when it is made small and run
+        raise NotTraced(
+            f"{name}: its layout was not found ({fault}); expected a causal language model that reads token ids alone, "
+            "whose layers follow one another and end in a norm and a linear map"
+        ) from fault
+    return Found(model_class, config, layout, tiny)
+
+
+def _traced(model: nn.Module) -> Layout:
+    with torch.autograd.set_grad_enabled(True):
+        ids = token_ids()
+        beside = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+        return trace(model, input_ids=ids, **beside)
+
+
+def _with_power(layout: Layout, wider: Layout) -> Layout:
+    """A layout whose scale goes with a power of d_model, told by a wider one."""
+    power = round(2 * log(wider.scale / layout.scale, WIDER)) / 2
+    return replace(layout, scale=layout.scale / layout.d_model**power, scale_power=power)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,159 @@
+"""The names under which a model is saved, which are often not those of its parameters: found by the numbers saved."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tl_flash.weights.layouts import LayerLayout, Layout, Neurons, Norm, Place
+
+
+def saved_layout(layout: Layout, model: Any) -> Layout:
+    """The same layout by the names that `save_pretrained` gives, which are those of published checkpoints.
+
+    Args:
+        layout: by the names of the model's parameters.
+        model: a tiny model whose every tensor is random, so that each is known again by its numbers.
+
+    Raises:
+        ValueError: some tensor is saved in a form that is not understood.
+    """
+    held = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        saved = _Saved({k: v for path in Path(folder).glob("*.safetensors") for k, v in load_file(path).items()})
+    names = _Names(held, saved)
+    root = layout.root
+    if layout.readable:
+        first = layout.readable[0]
+        down = layout.layers[first].neurons[-1].down
+        root = _root(names.whole(layout.prefix(first) + down.tensor, down), first)
+    unembedding = next(
+        (
+            name
+            for one in (layout.unembedding.tensor, *layout.shared_with)
+            if (name := saved.find(held[one])) is not None
+        ),
+        layout.unembedding.tensor,
+    )
+    return replace(
+        layout,
+        root=root,
+        layers=tuple(names.layer(one, layout.prefix(at), f"{root}{at}.") for at, one in enumerate(layout.layers)),
+        final=layout.final and names.norm(layout.final, "", ""),
+        unembedding=replace(layout.unembedding, tensor=unembedding),
+        shared_with=tuple(name for name in layout.shared_with if name != unembedding),
+    )
+
+
+def _root(name: str, layer: int) -> str:
+    before, number, _ = f".{name}".partition(f".{layer}.")
+    if not number:
+        raise ValueError(f"{name}: expected the number of its layer, {layer}, in a saved tensor's name")
+    return f"{before}.".removeprefix(".")
+
+
+class _Saved:
+    """Saved tensors by their numbers."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._by_sum: dict[tuple[int, float], list[str]] = {}
+        self._tensors = tensors
+        for name, tensor in tensors.items():
+            self._by_sum.setdefault(self._key(tensor), []).append(name)
+
+    @staticmethod
+    def _key(tensor: Tensor) -> tuple[int, float]:
+        return tensor.numel(), float(tensor.double().flatten().sort().values.sum())
+
+    def find(self, tensor: Tensor) -> str | None:
+        """The name under which a tensor is saved as it is."""
+        return next((name for name in self._alike(tensor) if torch.equal(self._tensors[name], tensor)), None)
+
+    def find_either_way(self, rows: Tensor) -> tuple[str, bool] | None:
+        """The name under which a matrix is saved, and whether it is transposed."""
+        for transposed in (False, True):
+            name = self.find(rows.mT if transposed else rows)
+            if name is not None:
+                return name, transposed
+        return None
+
+    def _alike(self, tensor: Tensor) -> list[str]:
+        return self._by_sum.get(self._key(tensor), [])
+
+
+class _Names:
+    """From the names of a model's parameters to those of what was saved of it."""
+
+    def __init__(self, held: Mapping[str, Tensor], saved: _Saved) -> None:
+        self._held, self._saved = held, saved
+
+    def layer(self, layer: LayerLayout, prefix: str, new: str) -> LayerLayout:
+        return replace(
+            layer,
+            neurons=tuple(self._neurons(neurons, prefix, new) for neurons in layer.neurons),
+            pre=layer.pre and self.norm(layer.pre, prefix, new),
+            post=tuple(self.norm(norm, prefix, new) for norm in layer.post),
+        )
+
+    def norm(self, norm: Norm, prefix: str, new: str) -> Norm:
+        if norm.weight is None:
+            return norm
+        name = self._saved.find(self._held[prefix + norm.weight])
+        return replace(norm, weight=_within(name, new, norm.weight))
+
+    def whole(self, name: str, place: Place) -> str:
+        """Under which name a tensor is saved, or its first part."""
+        tensor = self._held[name]
+        rows = place.rows(tensor)
+        found = self._saved.find(tensor) or self._saved.find_either_way(rows if rows.ndim == 2 else rows[0])
+        if found is None:
+            raise ValueError(f"{name} is saved in a form that is not understood")
+        return found if isinstance(found, str) else found[0]
+
+    def _neurons(self, neurons: Neurons, prefix: str, new: str) -> Neurons:
+        gate = neurons.gate and self._place(neurons.gate, prefix, new, neurons)
+        up, down = (self._place(place, prefix, new, neurons) for place in (neurons.up, neurons.down))
+        return replace(neurons, up=up, gate=gate, down=down)
+
+    def _place(self, place: Place, prefix: str, new: str, neurons: Neurons) -> Place:
+        tensor = self._held[prefix + place.tensor]
+        name = self._saved.find(tensor)
+        if name is not None:
+            return replace(place, tensor=_within(name, new, place.tensor))
+        if tensor.ndim == 3 and (each := self._of_each(tensor, place, new)) is not None:
+            return each
+        rows = place.rows(tensor)
+        alone = self._saved.find_either_way(rows)
+        if alone is not None:
+            return Place(_within(alone[0], new, place.tensor), alone[1])
+        raise ValueError(f"{prefix}{place.tensor} is saved in a form that is not understood")
+
+    def _of_each(self, stack: Tensor, place: Place, new: str) -> Place | None:
+        """Where each expert has a tensor of its own: for all its vectors, or for what shares a stack."""
+        rows = [place.rows(one) for one in stack[:2]]
+        whole = [self._saved.find_either_way(one) for one in stack[:2]]
+        own = [self._saved.find_either_way(one) for one in rows]
+        found = own if None not in own else whole
+        if None in found:
+            return None
+        (first, transposed), (second, _) = found  # pyright: ignore[reportGeneralTypeIssues] - not None
+        pattern = _within(first, new, place.tensor).replace(".0.", ".{}.", 1)
+        if pattern.format(1) != _within(second, new, place.tensor):
+            raise ValueError(f"{first} and {second}: expected names of experts that differ by their number alone")
+        if found is own:
+            return Place(pattern, transposed)
+        return replace(place, tensor=pattern, transposed=transposed != place.transposed)
+
+
+def _within(name: str | None, prefix: str, held: str) -> str:
+    if name is None or not name.startswith(prefix):
+        raise ValueError(f"{held} is saved as {name}; expected a name that begins with {prefix}")
+    return name.removeprefix(prefix)
