@@ -473,8 +473,10 @@ def test_a_model_without_an_unembedding_is_refused():
 
 def test_an_encoder_and_decoder_are_refused_by_name():
     config = transformers.T5Config(vocab_size=97, d_model=40, num_layers=2, num_heads=4, d_ff=52, d_kv=10)
-    model = booted(transformers.T5ForConditionalGeneration(config).eval())
-    with pytest.raises(ValueError, match="an encoder and a decoder; load a decoder-only model"):
+    hugging_face = transformers.T5ForConditionalGeneration(config).eval()
+    assert flash_decode(hugging_face, k=3).n_layers == 2, "the advice"
+    model = booted(hugging_face)
+    with pytest.raises(ValueError, match="an encoder and a decoder; give the Hugging Face model itself"):
         flash_decode(model)
     with pytest.raises(ValueError, match="an encoder and a decoder"):
         decode_directions(torch.ones(2, 40), model)

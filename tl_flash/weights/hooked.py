@@ -31,6 +31,7 @@ def read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
     """
     if len(model.blocks) == 0:
         raise ValueError("model: it has no layers; expected at least one block with an MLP")
+    require_readable(model.W_U.detach(), "W_U")
     held = _Held(model, _layout(model))
     first = held.layer(held.readable[0])
     return MLPWeights(
@@ -201,10 +202,12 @@ def probed_gain(norm: Any, like: Tensor, centre: bool) -> Tensor | None:
     Where the answer is the norm's own weight, or 1 more, but for rounding, it is taken from there.
     """
     d_model = like.shape[0]
-    v = torch.full((d_model,), 1024.0, device=like.device)
+    v = torch.full((d_model,), 1024.0, dtype=torch.float32, device=like.device)
     v[torch.randperm(d_model, generator=torch.Generator().manual_seed(0))[: d_model // 2]] *= -1
     given = v.to(like.dtype)[None, None]
     answers = norm(given) - norm(-given)
+    if torch.equal(norm(2 * given), 2 * norm(given)):
+        return None  # it does not normalise: a place where other models have a norm
     gain = answers.flatten().float() / 2 / unit(v, centre)
     close = 1e-5 if like.dtype in (torch.float32, torch.float64) else 2e-2
     weight = getattr(norm, "w", None)
