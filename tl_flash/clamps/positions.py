@@ -126,8 +126,8 @@ class Positioned:
             )
         if n_key > n_query and not pattern[..., -1].any():
             raise RuntimeError(
-                f"positions: no query sees the last of {n_key} keys, so the cache is longer than the sequence (a static "
-                "cache?) and tells no position; generate with a cache that grows, or clamp every position"
+                f"positions: no query sees the last of {n_key} keys, so the cache is longer than the sequence (a "
+                "static cache?) and tells no position; generate with a cache that grows, or clamp every position"
             )
         seen = self.start + self.width
         self.start, self.width = self._place(n_key - n_query, seen), n_query
