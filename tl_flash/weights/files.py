@@ -62,8 +62,8 @@ class Files:
         """
         if self.find("adapter_config.json") is not None:
             raise ValueError(
-                f"{self.checkpoint}: holds an adapter (adapter_config.json), so its base's weights are not the model's; "
-                "merge it, with PEFT's model.merge_and_unload(), and save the result to a folder of its own"
+                f"{self.checkpoint}: holds an adapter (adapter_config.json), so its base's weights are not the "
+                "model's; merge it, with PEFT's model.merge_and_unload(), and save the result to a folder of its own"
             )
 
     def tokenizer(self) -> Any:
