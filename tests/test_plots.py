@@ -272,3 +272,39 @@ def test_neurons_of_experts_are_named_so(maps):
         assert names and all(re.fullmatch(r"L0E[0-3]N1?\d", name) for name in names)
     assert "L0E0N7" in [annotation.text for annotation in figures[0].layout.annotations]
     assert "L0E1N3" in plots.neuron(experts, "L0E1N3").layout.title.text
+
+
+# Zero directions
+
+
+@pytest.fixture(scope="module")
+def pruned(W_U, x):
+    directions = x.clone()
+    directions[[0, 5, N - 1]] = 0
+    return decode_directions(directions, W_U, k=3, tokens=[" w9"], tokenizer=Words()), directions
+
+
+def test_every_figure_of_a_map_survives_zero_directions(pruned, maps):
+    neurons, directions = pruned
+    comparison = compare(neurons, maps[0])
+    figures = {
+        "specialisation": plots.specialisation(neurons),
+        "token_by_layer": plots.token_by_layer(neurons, " w9"),
+        "neuron": plots.neuron(neurons, "L0N7"),
+        "zero": plots.neuron(neurons, "L0N5"),
+        "agreement": plots.agreement(comparison),
+        "changed": plots.changed(comparison),
+        "atlas": plots.neuron_atlas(directions, neurons),
+    }
+    for name, figure in figures.items():
+        assert "Infinity" not in figure.to_json(), name
+    [by_z, by_kurtosis] = [trace for trace in figures["specialisation"].data if trace.name == "largest"]
+    live = neurons.norm[0] > 0
+    tops = torch.cat([neurons.positive.z[0, live, 0], neurons.negative.z[0, live, 0]])
+    assert by_z.y[0] == pytest.approx(float(tops.max())) and np.isfinite(by_z.y).all()
+    assert by_kurtosis.y[0] == pytest.approx(float(neurons.kurtosis[0, live].max()))
+    [medians] = [
+        t.median for t in figures["specialisation"].data if t.name == "neurons" and t.offsetgroup == "neurons"
+    ][:1]
+    assert medians == pytest.approx(float(tops.double().quantile(0.5)))
+    assert {len(t.x) for t in figures["changed"].data} == {0, N - 3}

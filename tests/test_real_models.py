@@ -1,11 +1,13 @@
 """What holds on models that others trained: `make models` fetches them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tl_flash import Neuron, clamp, decode_directions, flash_decode, load_model
-from tl_flash.clamps import complete_text
+from tl_flash.clamps import Prompts, complete_text
 from tl_flash.weights import read
 
 K = 10
@@ -72,3 +74,13 @@ def test_logits_are_hugging_faces(model, hugging_face):
     tokens = model.to_tokens("The capital of France is")
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), hugging_face(tokens).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_question_to_smollm2_is_its_tokenizers_own_conversation(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder)
+    model = SimpleNamespace(blocks=(), hook_dict={}, cfg=SimpleNamespace(n_ctx=512), tokenizer=tokenizer)
+    asked = [{"role": "user", "content": "What is your favourite animal?"}]
+    [row] = Prompts.of(model, [asked[0]["content"]], chat=True).rows
+    own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert row.tolist() == own and Prompts.of(model, asked).rows[0].tolist() == own
+    assert tokenizer.decode(row).endswith("<|im_start|>assistant\n")

@@ -446,3 +446,44 @@ def test_webgl_alone_asks_for_more_rights(maps, tmp_path):
     plain = report.write(maps["base", "in"], tmp_path / "plain.html", figures=[go.Figure(go.Bar(y=[1]))])
     webgl = report.write(maps["base", "in"], tmp_path / "webgl.html", figures=[go.Figure(go.Scattergl(y=[1]))])
     assert "unsafe-eval" not in plain.read_text()[:2000] and "'unsafe-eval'" in webgl.read_text()[:2000]
+
+
+# Zero directions
+
+
+def test_a_zero_direction_is_a_row_of_the_page_without_a_reading():
+    generator = torch.Generator().manual_seed(0)
+    x, W_U = torch.randn(40, 8, generator=generator), torch.randn(8, 30, generator=generator)
+    x[[3, 9]] = 0
+    neurons = decode_directions(x, W_U, k=3)
+    packed = pack.columns(neurons)
+    assert (packed["pos.ids"].values[0, 3] == 30).all() and neurons.vocab.names[30] == "<none>"
+    for name, column in packed.items():
+        assert not np.isnan(column.values).any(), name
+    probability = np.exp(packed["scale"].values * packed["pos.top_z"].values - packed["pos.log_z"].values)[0]
+    assert probability[3] == probability[9] == 0 and (np.delete(probability, [3, 9]) > 0).all()
+    z = packed["pos.z"].values * packed["pos.z"].step
+    assert z[0, 3, 0] == 0 and np.allclose(z[0, 4], neurons.positive.z[0, 4].numpy(), atol=1e-3)
+
+
+def test_a_page_of_a_map_with_zero_directions_is_written(tmp_path):
+    x = torch.zeros(40, 8)
+    x[:4] = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    W_U = torch.randn(8, 30, generator=torch.Generator().manual_seed(1))
+    for directions in (x, torch.zeros(40, 8)):
+        neurons = decode_directions(directions, W_U, k=3, tokens=[4])
+        page = report.write(neurons, tmp_path / "page.html", figures=None if len(directions.nonzero()) else ())
+        assert page.stat().st_size > 10_000
+
+
+def test_another_maps_tokens_are_shown_by_this_ones_ids(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, W_U = torch.randn(40, 8, generator=generator), torch.randn(8, 30, generator=generator)
+    names = [f"w{id}" for id in range(30)]
+    a = decode_directions(x, W_U, k=3, tokenizer=names)
+    b = decode_directions(x, W_U.flip(1), k=3, tokenizer=[*names[:0:-1], "new"])
+    packed = pack.columns(a, compare(a, b))
+    theirs = np.vectorize(lambda id: "<none>" if id == 30 else names[id])(packed["other.ids"].values)
+    known = b.positive.strings != "new"
+    assert (theirs[known] == b.positive.strings[known]).all() and (theirs[~known] == "<none>").all()
+    assert (~known).any(), "else this test shows nothing"

@@ -118,6 +118,16 @@ def test_a_merged_adapter_is_read(surface):
     )
 
 
+def test_a_folder_of_a_base_and_its_adapter_is_refused_and_the_advice_works(tmp_path):
+    hf = put(fresh("hf"), "in", lambda base: LoraLinear(base).merged())
+    fresh("hf").save_pretrained(tmp_path / "both")
+    (tmp_path / "both" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=r"merge_and_unload\(\), and save the result to a folder of its own"):
+        flash_decode(tmp_path / "both")
+    hf.save_pretrained(tmp_path / "merged")
+    assert torch.equal(flash_decode(tmp_path / "merged").positive.ids, flash_decode(hf).positive.ids)
+
+
 @pytest.mark.parametrize("surface", SURFACES)
 def test_an_adapter_on_attention_alone_is_none_of_the_neurons_business(surface):
     def adapt(hf):
@@ -515,7 +525,7 @@ def test_a_compiled_model_is_refused_where_hooks_are_needed_and_the_advice_works
     use(compiled._orig_mod)
 
 
-@pytest.mark.parametrize("name", [name for name in USES if name != "jacobian_lens"])
+@pytest.mark.parametrize("name", sorted(USES.keys() - {"jacobian_lens"}))
 def test_what_is_no_model_is_refused_where_hooks_are_needed(name):
     use = USES[name]
     with pytest.raises(TypeError, match="load_model"):

@@ -149,14 +149,15 @@ def _read_tokenizer(tokenizer: Any) -> tuple[dict[int, str], Split | None]:
     """The display string of each id, and how the tokenizer splits a text, where it can."""
     if isinstance(tokenizer, Mapping | Sequence) and not isinstance(tokenizer, str | bytes):
         return _of_table(tokenizer), None
-    if hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "batch_decode"):
-        return _of_transformers(tokenizer), lambda text: tokenizer.encode(text, add_special_tokens=False)
-    if hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "decode_batch"):
-        return _of_tokenizers(tokenizer), lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-    if hasattr(tokenizer, "n_vocab") and hasattr(tokenizer, "decode"):
-        return _of_tiktoken(tokenizer), tokenizer.encode
-    if hasattr(tokenizer, "id_to_piece") and hasattr(tokenizer, "get_piece_size"):
-        return _of_sentencepiece(tokenizer), tokenizer.encode
+    given: Any = tokenizer
+    if hasattr(given, "get_vocab") and hasattr(given, "batch_decode"):
+        return _of_transformers(given), lambda text: given.encode(text, add_special_tokens=False)
+    if hasattr(given, "get_vocab") and hasattr(given, "decode_batch"):
+        return _of_tokenizers(given), lambda text: given.encode(text, add_special_tokens=False).ids
+    if hasattr(given, "n_vocab") and hasattr(given, "decode"):
+        return _of_tiktoken(given), given.encode
+    if hasattr(given, "id_to_piece") and hasattr(given, "get_piece_size"):
+        return _of_sentencepiece(given), given.encode
     raise TypeError(
         f"tokenizer: {type(tokenizer).__name__} is of no known kind; expected one of transformers, tokenizers, "
         "tiktoken or sentencepiece, or its strings: a list by id, or a dict"

@@ -36,6 +36,7 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
             missing or misshapen tensor, a truncated file, quantised or pickled weights.
     """
     files = Files(checkpoint)
+    files.refuse_adapter()
     config = files.json("config.json")
     if config.get("quantization_config"):
         raise ValueError(f"{checkpoint}: quantised, so its tensors are no weights; expected the unquantised model")

@@ -54,6 +54,18 @@ class Files:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: truncated, or no JSON ({error}); fetch it again") from error
 
+    def refuse_adapter(self) -> None:
+        """Refuse a folder whose base model an adapter changes.
+
+        Raises:
+            ValueError: it holds one; transformers would load both.
+        """
+        if self.find("adapter_config.json") is not None:
+            raise ValueError(
+                f"{self.checkpoint}: holds an adapter (adapter_config.json), so its base's weights are not the "
+                "model's; merge it, with PEFT's model.merge_and_unload(), and save the result to a folder of its own"
+            )
+
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights; None without one."""
         found = [path for name in _TOKENIZERS if (path := self.find(name)) is not None]

@@ -12,6 +12,8 @@ from tl_flash.weights.running import measuring
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
+_COLUMNS = 4096  # of a weight that are compared at a time
+
 
 def require_readable(tensor: Tensor, what: str) -> Tensor:
     """Return a tensor that holds its numbers here, as floats.
@@ -71,14 +73,17 @@ def require_linear(module: nn.Module, what: str) -> None:
     weight = require_readable(held, what)
     stored = weight if type(module).__name__ == "Conv1D" else weight.T  # [input, output]
     x = _inputs(stored.shape[0], weight)
-    with measuring(module):
-        given = _linear_part(module, x)
-    expected = x.double() @ stored.double()
-    if given.shape != expected.shape:
-        _refuse(module, what)
-    off = (given.double() - expected)[:, expected.isfinite().all(0)]  # what is not finite is refused elsewhere
-    if not off.norm() <= _TOLERANCE[weight.dtype] * expected[expected.isfinite()].norm():
-        _refuse(module, what)
+    with measuring(module), torch.autocast(weight.device.type, enabled=False):
+        given = module(x) - module(torch.zeros_like(x))  # without bias
+        if given.shape != (len(x), stored.shape[1]):
+            _refuse(module, what)
+        for columns in range(0, stored.shape[1], _COLUMNS):
+            some = slice(columns, columns + _COLUMNS)
+            expected = x.to(_wide(weight)) @ stored[:, some].detach().to(_wide(weight))
+            finite = expected.isfinite().all(0)  # what is not is refused elsewhere
+            off = given[:, some].to(_wide(weight)) - expected
+            if not off[:, finite].norm() <= _TOLERANCE[weight.dtype] * expected[:, finite].norm():
+                _refuse(module, what)
 
 
 class HeldTensors(Mapping[str, Tensor]):
@@ -122,8 +127,8 @@ def _inputs(width: int, like: Tensor) -> Tensor:
     return torch.randn(3, width, generator=generator, dtype=torch.float32).to(like)
 
 
-def _linear_part(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x) - module(torch.zeros_like(x))
+def _wide(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _acts_as_base(module: Any) -> bool:
