@@ -101,10 +101,8 @@ def _trace(model_class: type, config: Any, model: nn.Module | None) -> Found:
 
 
 def _traced(model: nn.Module) -> Layout:
-    with torch.autograd.set_grad_enabled(True):
-        ids = token_ids()
-        beside = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-        return trace(model, input_ids=ids, **beside)
+    ids = token_ids()
+    return trace(model, input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
 
 
 def _with_power(layout: Layout, wider: Layout) -> Layout:

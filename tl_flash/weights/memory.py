@@ -28,6 +28,11 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
     """
     if all(hasattr(model, name) for name in ("cfg", "blocks", "W_U")):
         return read_transformer_lens(model, tokenizer)
+    if hasattr(model, "original_model"):
+        raise ValueError(
+            f"model: expected a {type(model).__name__} with blocks and W_U, got one without (an encoder-decoder?); give "
+            "the Hugging Face model that it was made of, or its folder"
+        )
     if hasattr(model, "config") and hasattr(model, "get_parameter"):
         return _read_hugging_face(model, tokenizer)
     raise TypeError(

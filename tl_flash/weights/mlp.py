@@ -167,6 +167,8 @@ class MLPWeights:
             return x
         read = self.layer(layer)
         gain = read.gain_post if side == "out" else read.gain_pre
+        if side == "out" and gain is not None and self.centre:
+            x = x - x.mean(-1, keepdim=True)  # which the norm does before it scales
         if gain is not None:
             x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
         return x - x.mean(-1, keepdim=True) if self.centre else x

@@ -25,7 +25,7 @@ def weights_of(
     Raises:
         ValueError: no layer can be read, or the norms are of two kinds.
     """
-    first = _first_readable(layout)
+    first = first_readable(layout)
 
     def read_layer(layer: int) -> Layer:
         require_readable(layout, [layer])
@@ -46,7 +46,12 @@ def weights_of(
     )
 
 
-def _first_readable(layout: Layout) -> int:
+def first_readable(layout: Layout) -> int:
+    """The first layer whose neurons can be read.
+
+    Raises:
+        ValueError: none can.
+    """
     if layout.readable:
         return layout.readable[0]
     faults = "; ".join(sorted({layer.fault or "no MLP that reads and writes the residual stream" for layer in layout.layers}))
