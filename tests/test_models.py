@@ -10,7 +10,6 @@ from transformers.activations import ACT2FN
 from tests import families
 from tests.families import D_MLP, D_MODEL, D_VOCAB, DENSE, FAMILIES, N_LAYERS, N_TOKENS, build, sides
 from tl_flash import flash_decode
-from tl_flash.weights import memory
 from tl_flash.weights import read as read_weights
 
 SURFACES = families.surfaces()
@@ -318,13 +317,6 @@ def test_bfloat16_weights_are_read_exactly(name):
 
 
 # Refusals
-
-
-@pytest.mark.parametrize("surface", ["bridge", "bridge-compat"])
-def test_experts_of_an_unknown_kind_are_refused(surface, monkeypatch):
-    monkeypatch.setattr(memory, "_STACKED_EXPERTS", ())
-    with pytest.raises(ValueError, match="layers 0, 1 "):
-        flash_decode(build("mixtral", surface))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Commands that run a model: clamp, validate, make a lens, and the demo."""
+"""Commands on a model: show its layout, clamp, validate, make a lens, and the demo."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ def validate(
     hits = load_map(map).specialised(n, by=by)
     result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed)
     print_results([result], as_json)
+
+
+def layout(model: ModelName) -> None:
+    """Show where a model keeps its neurons, layer by layer where they differ: compare it with the model's code.
+
+    Only config.json is read; what is shown was found on a tiny model of its class.
+
+    Example: `tl-flash layout meta-llama/Llama-3.1-8B`
+    """
+    from tl_flash.weights import layout as found
+
+    typer.echo(str(found(model)))
 
 
 def lens(

@@ -200,14 +200,21 @@ class Job:
 
 def _require_one_width(weights: MLPWeights, layers: Sequence[int]) -> None:
     weights.require_layers(layers)
-    shapes = {layer: (read.n_experts, read.d_mlp) for layer in layers for read in [weights.layer(layer)]}
-    for layer, shape in shapes.items():
-        if shape != shapes[layers[0]]:
+    widths = {layer: weights.layer(layer).widths for layer in layers}
+    for layer, own in widths.items():
+        if len(set(own)) > 1:
             raise ValueError(
-                f"layers: layer {layer} has {_describe(*shape)}, layer {layers[0]} has "
-                f"{_describe(*shapes[layers[0]])}; decode layers of one width at a time with layers="
+                f"layer {layer}: its shared expert has {own[-1]} neurons, no multiple of the {own[0]} of a routed one, so "
+                "that a map cannot hold both; decode_directions takes what weights.read(model).directions(layer, side) "
+                "gives: the routed experts' neurons, then the shared one's"
+            )
+        if own != widths[layers[0]]:
+            raise ValueError(
+                f"layers: layer {layer} has {_describe(weights, layer)}, layer {layers[0]} has "
+                f"{_describe(weights, layers[0])}; decode layers of one width at a time with layers="
             )
 
 
-def _describe(n_experts: int | None, d_mlp: int) -> str:
-    return f"{d_mlp} neurons" if n_experts is None else f"{n_experts} experts of {d_mlp} neurons"
+def _describe(weights: MLPWeights, layer: int) -> str:
+    read = weights.layer(layer)
+    return f"{read.d_mlp} neurons" if read.n_experts is None else f"{read.n_experts} experts of {read.d_mlp} neurons"

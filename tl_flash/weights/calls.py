@@ -45,7 +45,7 @@ class Norm:
     centre: bool
 
 
-def record(model: nn.Module, **inputs: Tensor) -> tuple[list[Call], Any]:
+def record(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Call], Any]:
     """Run a model once, gradients on, and write down every call in the order in which they end.
 
     Returns:
@@ -58,12 +58,22 @@ def record(model: nn.Module, **inputs: Tensor) -> tuple[list[Call], Any]:
         if path
     ]
     try:
-        with torch.enable_grad():
-            answer = model(**inputs, use_cache=False)
+        answer = run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
     return calls, answer
+
+
+def run(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+    """What a float64 model answers, gradients on."""
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)  # some models make masks of the default
+        with torch.enable_grad():
+            return model(**inputs, use_cache=False)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _write_down(calls: list[Call], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:

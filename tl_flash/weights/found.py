@@ -77,7 +77,8 @@ def found(model_class: type, config: Any, model: nn.Module | None = None) -> Fou
     Args:
         model_class: a Hugging Face class.
         config: of the real model; sizes apart, the layout holds for all models of it.
-        model: the model itself where there is one: a small one is traced in a copy.
+        model: the model itself where there is one: where none of its class can be made small, and it is small, a copy
+            of it is traced.
 
     Raises:
         NotTraced: no tiny model of it can be made and run.
@@ -85,20 +86,36 @@ def found(model_class: type, config: Any, model: nn.Module | None = None) -> Fou
     """
     key = (model_class, config.to_json_string(use_diff=False))
     if key not in _FOUND:
-        _FOUND[key] = _trace(model_class, config, model)
+        try:
+            _FOUND[key] = _of_class(model_class, config)
+        except NotTraced:
+            if model is None or sum(parameter.numel() for parameter in model.parameters()) > _SMALL:
+                raise
+            return _of_model(model, config)  # of this one alone, whatever was changed in it
     return _FOUND[key]
 
 
-def _trace(model_class: type, config: Any, model: nn.Module | None) -> Found:
-    name = model_class.__name__
-    try:
-        if model is not None and sum(parameter.numel() for parameter in model.parameters()) <= _SMALL:
-            tiny = randomised(copy.deepcopy(model))
-            return Found(model_class, config, _traced(tiny), tiny)
+def _of_class(model_class: type, config: Any) -> Found:
+    with _told(model_class):
         tiny = tiny_model(model_class, tiny_config(config))
         layout = _traced(tiny)
         if layout.scale != 1:
             layout = _with_power(layout, _traced(tiny_model(model_class, tiny_config(config, wider=WIDER))))
+    return Found(model_class, config, layout, tiny)
+
+
+def _of_model(model: nn.Module, config: Any) -> Found:
+    with _told(type(model)):
+        tiny = randomised(copy.deepcopy(model))
+        return Found(type(model), config, _traced(tiny), tiny)
+
+
+@contextmanager
+def _told(model_class: type) -> Iterator[None]:
+    """Say which class could not be traced, or not be read, and why."""
+    name = model_class.__name__
+    try:
+        yield
     except Unreadable as fault:
         raise ValueError(f"{name}: {fault}, so its neurons have no reading through the unembedding") from fault
     except _FAULTS as fault:  # whatever a class of models raises when it is made small and run
@@ -106,14 +123,11 @@ def _trace(model_class: type, config: Any, model: nn.Module | None) -> Found:
             f"{name}: its layout was not found ({fault}); expected a causal language model that reads token ids alone, "
             "whose layers follow one another and end in a norm and a linear map"
         ) from fault
-    return Found(model_class, config, layout, tiny)
 
 
 def _traced(model: nn.Module) -> Layout:
-    with torch.autograd.set_grad_enabled(True):
-        ids = token_ids()
-        beside = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-        return trace(model, input_ids=ids, **beside)
+    ids = token_ids()
+    return trace(model, input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
 
 
 def _with_power(layout: Layout, wider: Layout) -> Layout:

@@ -15,7 +15,7 @@ from tl_flash.weights.found import NotTraced, found
 from tl_flash.weights.layouts import Layout, Norm
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
 from tl_flash.weights.probes import require_plain, require_readable
-from tl_flash.weights.reading import centres, require_readable_layers
+from tl_flash.weights.reading import centres, first_readable, require_readable_layers
 from tl_flash.weights.tiny import token_ids
 
 # Without a layout: a bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
@@ -33,7 +33,7 @@ def read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
         raise ValueError("model: it has no layers; expected at least one block with an MLP")
     require_readable(model.W_U.detach(), "W_U")
     held = _Held(model, _layout(model))
-    first = held.layer(held.readable[0])
+    first = held.layer(held.first)
     return MLPWeights(
         **vars(_unembedding(held, tokenizer)),
         n_layers=len(model.blocks),
@@ -101,10 +101,13 @@ class _Held:
         return (self.model.cfg.normalization_type or "").startswith("LN")
 
     @property
+    def first(self) -> int:
+        """The first layer that holds neurons."""
+        return self.readable[0] if self.layout is None else first_readable(self.layout)
+
+    @property
     def readable(self) -> list[int]:
-        """Layers that hold neurons."""
-        if self.layout is not None and self.layout.readable:
-            return self.layout.readable
+        """Layers that hold neurons, by TransformerLens's own names."""
         faults = {layer: _fault(block) for layer, block in enumerate(self.model.blocks)}
         readable = [layer for layer, fault in faults.items() if fault is None]
         if not readable:

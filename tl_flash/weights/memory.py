@@ -31,6 +31,11 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
     model = _uncompiled(model)
     if _is_transformer_lens(model):
         return read_transformer_lens(model, tokenizer)
+    if hasattr(model, "original_model"):
+        raise ValueError(
+            f"model: expected a {type(model).__name__} with blocks and W_U, got one without; give the Hugging Face model "
+            "that it was made of, or its folder"
+        )
     if _is_hugging_face(model):
         return _read_hugging_face(model, tokenizer)
     raise _no_model(model)

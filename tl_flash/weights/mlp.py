@@ -181,6 +181,8 @@ class MLPWeights(UnembeddingWeights):
             common = of_neurons @ read.W_out.detach().float() / read.d_mlp  # what centring the neurons takes off
             x = x * of_neurons[neurons, None].to(x.device) - common.to(x.device)
         gain = read.gain_post if side == "out" else read.gain_pre
+        if side == "out" and gain is not None and self.centre:
+            x = x - x.mean(-1, keepdim=True)  # which the norm does before it scales
         if gain is not None:
             x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
         centre = self.centre if side == "out" or self.centre_reads is None else self.centre_reads

@@ -23,7 +23,7 @@ def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W
     Raises:
         ValueError: no layer can be read, or the norms are of two kinds.
     """
-    first = _first_readable(layout)
+    first = first_readable(layout)
 
     def read_layer(layer: int) -> Layer:
         require_readable_layers(layout, [layer])
@@ -44,7 +44,12 @@ def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W
     )
 
 
-def _first_readable(layout: Layout) -> int:
+def first_readable(layout: Layout) -> int:
+    """The first layer whose neurons can be read.
+
+    Raises:
+        ValueError: none can.
+    """
     if layout.readable:
         return layout.readable[0]
     faults = "; ".join(

@@ -82,12 +82,12 @@ def tiny_model(model_class: type, config: Any) -> Any:
         return randomised(model_class(config))
 
 
-def randomised(model: Any) -> Any:
+def randomised(model: Any, seed: int = 0) -> Any:
     """A model in float64 whose every parameter is random, so that no two tensors are alike.
 
     It has learnt nothing, so that scores over 0 and 1 are spread evenly and streams are about as long as norms expect.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     model = model.cpu().double().eval().requires_grad_()
     for config in {id(c): c for module in model.modules() if (c := getattr(module, "config", None))}.values():
         config._attn_implementation = config._experts_implementation = "eager"  # others know no float64
@@ -175,12 +175,10 @@ def _plain_rotary(rotary: dict[str, Any]) -> dict[str, Any]:
         return {kind: _plain_rotary(value) if isinstance(value, dict) else value for kind, value in rotary.items()}
     if rotary.get("rope_type", rotary.get("type")) not in _ROTARY:
         return rotary
-    kept = {
-        name: rotary[name] for name in ("rope_theta", "partial_rotary_factor", "mrope_interleaved") if name in rotary
-    }
+    kept = {name: value for name, value in rotary.items() if not isinstance(value, list)}
     if "mrope_section" in rotary:
         kept["mrope_section"] = _thirds(D_HEAD // 2)
-    return {"rope_type": "default", "rope_theta": 10_000.0} | kept
+    return {"rope_theta": 10_000.0} | kept | {"rope_type": "default"}
 
 
 def _thirds(n: int) -> list[int]:

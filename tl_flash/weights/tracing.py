@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_flash.weights.calls import Call, as_norm, carried, of_linear, passes, passes_beside, record, rows, same
+from tl_flash.weights.calls import Call, as_norm, carried, of_linear, passes, passes_beside, record, rows, run, same
 from tl_flash.weights.calls import Norm as SeenNorm
 from tl_flash.weights.experts import Experts, experts_of
 from tl_flash.weights.layouts import LayerLayout, Layout, Neurons, Norm, Place
@@ -31,7 +31,7 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
         ValueError: what lies between the last layer and the logits is more than a norm and a linear map, or the layers
             are not run one after the other.
     """
-    calls, answer = record(model, **inputs)
+    calls, answer = record(model, inputs)
     head = _head(calls, answer.logits)
     stacks = [*_stacks(model, calls)]
     final, factor, stack = _last(stacks, calls, head)
@@ -47,13 +47,8 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
         unembedding=Place(own, transposed),
         shared_with=tuple(name for name, other in _named(model) if other is weight and name != own),
         d_model=head.x.shape[-1],
-        scale=_rounded(factor * _slope(answer.logits, head)),
+        scale=factor * _slope(model, inputs, head),
     )
-
-
-def _rounded(scale: float) -> float:
-    """1 where it is 1 but for rounding."""
-    return 1.0 if abs(scale - 1) < 1e-5 else scale
 
 
 def _named(model: nn.Module) -> Sequence[tuple[str, nn.Parameter]]:
@@ -70,14 +65,19 @@ def _head(calls: Sequence[Call], logits: Tensor) -> Call:
     return found[-1]
 
 
-def _slope(logits: Tensor, head: Call) -> float:
+def _slope(model: nn.Module, inputs: dict[str, Tensor], head: Call) -> float:
     """What the logits are multiplied by where they are small: a softcap leaves them as they are."""
-    (gradient,) = torch.autograd.grad(logits.sum(), head.y, retain_graph=True)
-    smallest = rows(head.y).detach().abs().flatten().argmin()
-    slope = float(gradient.flatten()[smallest])
-    if not slope > 0:
-        raise Unreadable(f"the logits are {slope} times what {head.path} answers")
-    return slope
+    small = torch.zeros_like(head.y, requires_grad=True)
+    handle = head.module.register_forward_hook(lambda module, args, output: small)
+    try:
+        logits = run(model, inputs).logits
+    finally:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(logits.sum(), small)
+    slope = float(gradient.mean())
+    if not slope > 0 or float(gradient.std()) > 1e-6 * slope:
+        raise Unreadable(f"the logits are more than a multiple of what {head.path} answers")
+    return 1.0 if abs(slope - 1) < 1e-6 else slope
 
 
 @dataclass(frozen=True)

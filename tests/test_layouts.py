@@ -1,0 +1,235 @@
+"""Every class of models that transformers builds is read right, or refused by name: against measured effects.
+
+What a neuron writes is measured by turning its pre-activation up and down so far that nothing else counts, and looking at
+what its layer answers; what the unembedding reads, by putting a long vector in the place of what the last layer answers;
+what a neuron reads, by the gradient of its pre-activation. None of this knows of a norm.
+"""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers
+
+from tests import classes
+from tl_flash import weights
+from tl_flash.weights.tiny import token_ids
+
+FAR = 1e7
+FEW = 12
+"""Neurons tried of each MLP until one is seen to write."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+
+def over(names):
+    return pytest.mark.parametrize("name", names)
+
+
+def built(name):
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    return classes.model(name)
+
+
+READ = [name for name in classes.NAMES if name not in classes.REFUSED]
+
+
+# Measured
+
+
+def run(model, **hooks):
+    """The logits, with forward hooks on modules by path."""
+    handles = [model.get_submodule(path).register_forward_hook(hook) for path, hook in hooks.items()]
+    beside = {"decoder_input_ids": token_ids()} if model.config.is_encoder_decoder else {}
+    torch.set_default_dtype(torch.float64)  # in which some models make masks
+    try:
+        with torch.no_grad():
+            return model(input_ids=token_ids(), use_cache=False, **beside).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for handle in handles:
+            handle.remove()
+
+
+def first(answer):
+    return answer if torch.is_tensor(answer) else answer[0]
+
+
+def answered(model, path):
+    """What a module answers, [position, d_model]."""
+    seen = []
+    run(model, **{path: lambda module, args, output: seen.append(first(output).clone())})
+    return seen[-1].flatten(0, -2)
+
+
+@contextmanager
+def scaled(vector, factor):
+    """One vector of the weights, in place, until the end of the block."""
+    before = vector.clone()
+    vector.mul_(factor)
+    yield
+    vector.copy_(before)
+
+
+def cosine(a, b):
+    return float(torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0))
+
+
+def vectors(model, layout, layer, side):
+    """Each MLP's, or expert's, vectors as they lie in the model, expert after expert."""
+    tensors = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
+    found = []
+    for neurons in layout.layers[layer].neurons:
+        place = {"in": neurons.up, "gate": neurons.gate, "out": neurons.down}[side]
+        rows = place.rows(tensors[layout.prefix(layer) + place.tensor])
+        found += [*rows] if rows.ndim == 3 else [rows]
+    return found
+
+
+def written(model, path, vector_in, vector_out):
+    """What a neuron adds to the stream, measured at every position: turned far up, it writes, and writes the reverse."""
+    with scaled(vector_in, FAR):
+        there = answered(model, path)
+        with scaled(vector_out, -1):
+            back = answered(model, path)
+    return there - back
+
+
+def tried(model, layout, layer, directions, centre):
+    """The neurons of each MLP that were seen to write, and where their vectors are among the layer's directions."""
+    path, start, seen = layout.prefix(layer).removesuffix("."), 0, []
+    for ins, outs in zip(*(vectors(model, layout, layer, side) for side in ("in", "out")), strict=True):
+        for neuron in range(FEW):
+            effect = written(model, path, ins[neuron], outs[neuron])
+            effect = effect[effect.norm(dim=-1).argmax()]
+            if effect.norm() > 1:  # its expert was chosen and its gate open
+                effect = effect - effect.mean() if centre else effect
+                seen.append((effect, directions[start + neuron]))
+                break
+        start += len(ins)
+    assert start == len(directions), "every neuron is in the layout"
+    return seen
+
+
+@over(READ)
+def test_what_neurons_write_is_what_they_are_seen_to_write(name):
+    model = built(name)
+    layout, read = weights.layout(model), weights.read(model)
+    for layer in {layout.readable[0], layout.readable[-1]}:
+        seen = tried(model, layout, layer, read.directions(layer, "out"), read.centre)
+        assert seen
+        for effect, direction in seen:
+            assert abs(cosine(effect, direction)) > 1 - 1e-6, layer
+
+
+@over(READ)
+def test_what_the_unembedding_reads_is_what_moves_the_logits(name):
+    model = built(name)
+    layout, read = weights.layout(model), weights.read(model)
+    v = torch.randn(read.d_model, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * FAR
+    last = layout.prefix(len(layout.layers) - 1).removesuffix(".")
+
+    def instead(sign):
+        def hook(module, args, output):
+            there = torch.zeros_like(first(output)) + sign * v
+            return there if torch.is_tensor(output) else (there, *output[1:])
+
+        return run(model, **{last: hook})[0, -1]
+
+    seen = (instead(1) - instead(-1)) / 2
+    x = v - v.mean() if read.centre else v
+    x = x / x.square().mean().sqrt() if read.final_norm else x
+    x = x if read.final_gain is None else x * read.final_gain
+    torch.testing.assert_close(seen, x @ read.W_U, rtol=1e-5, atol=1e-5 * float(seen.abs().max()))
+
+
+def reads(model, layout, layer):
+    """What the norm before a layer's neurons is given, and what they are; where none is, both are the latter."""
+    this = layout.layers[layer]
+    up = this.neurons[-1].up
+    path = (layout.prefix(layer) + up.tensor).rpartition(".")[0]
+    seen = {}
+
+    def keep(key):
+        return lambda module, args, kwargs, output: seen.update({key: ([*args, *kwargs.values()][0], output)})
+
+    handles = [model.get_submodule(path).register_forward_hook(keep("up"), with_kwargs=True)]
+    if this.pre is not None and this.pre.weight is not None:
+        norm = model.get_submodule((layout.prefix(layer) + this.pre.weight).rpartition(".")[0])
+        handles.append(norm.register_forward_hook(keep("norm"), with_kwargs=True))
+    beside = {"decoder_input_ids": token_ids()} if model.config.is_encoder_decoder else {}
+    torch.set_default_dtype(torch.float64)
+    model(input_ids=token_ids(), use_cache=False, **beside)
+    torch.set_default_dtype(torch.float32)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+DENSE_LAST = [name for name in READ if name not in classes.ROUTED_ALONE]
+
+
+@over(DENSE_LAST)
+def test_what_neurons_read_is_the_gradient_of_their_pre_activation(name):
+    model = built(name)
+    layout, read = weights.layout(model), weights.read(model)
+    layer = layout.readable[-1]
+    neurons = layout.layers[layer].neurons[-1]
+    assert not neurons.routed
+    seen = reads(model, layout, layer)
+    start = len(read.directions(layer, "in")) - neurons.up.d_mlp(
+        dict(model.named_parameters(remove_duplicate=False))[layout.prefix(layer) + neurons.up.tensor].shape
+    )
+    pre, y = layout.layers[layer].pre, seen["up"][1]
+    plain = pre is None or pre.weight is None
+    stream = seen["up" if plain else "norm"][0]
+    for side in read.sides[:-1]:
+        place = {"in": neurons.up, "gate": neurons.gate}[side]
+        if place.tensor != neurons.up.tensor:
+            continue
+        width = y.shape[-1] // place.parts
+        column = 3 * place.parts + place.part if place.interleaved else 3 + place.part * width
+        (gradient,) = torch.autograd.grad(y.reshape(-1, y.shape[-1])[-1, column], stream, retain_graph=True)
+        gradient = gradient.reshape(-1, read.d_model)[-1]
+        x = read.directions(layer, side)[start + 3].double()
+        if plain:
+            gradient = gradient - gradient.mean() if read.centre else gradient
+        else:
+            s = stream.detach().reshape(-1, read.d_model)[-1].double()
+            s = s - s.mean() if read.centre else s
+            u = s / s.square().mean().sqrt()
+            x = x - u * (u @ x) / read.d_model
+        assert cosine(gradient, x) > 1 - 1e-6
+
+
+@over(READ)
+def test_a_folder_gives_what_its_model_gives(name, tmp_path):
+    model = copy.deepcopy(built(name)).float()
+    model.save_pretrained(tmp_path)
+    of_model, of_folder = weights.read(model), weights.read(tmp_path)
+    assert weights.layout(model).readable == weights.layout(tmp_path).readable
+    assert torch.equal(of_model.W_U, of_folder.W_U) and of_model.sides == of_folder.sides
+    if of_model.final_gain is not None:
+        torch.testing.assert_close(of_folder.final_gain, of_model.final_gain, rtol=1e-6, atol=0)
+    readable = weights.layout(model).readable
+    of_folder.require_layers(readable)
+    for layer in readable:
+        for side in of_model.sides:
+            assert torch.equal(of_model.directions(layer, side), of_folder.directions(layer, side))
+
+
+@pytest.mark.parametrize("name, message", classes.REFUSED.items())
+def test_what_has_no_reading_is_refused_by_name(name, message):
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        weights.read(built(name))
+
+
+def test_a_softcap_does_not_scale():
+    config = transformers.Gemma2Config(**classes.TINY, head_dim=8, final_logit_softcapping=2.0)
+    assert weights.layout(transformers.Gemma2ForCausalLM(config)).scale == 1
