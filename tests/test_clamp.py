@@ -495,7 +495,7 @@ def test_a_mixture_of_experts_is_refused(surface, tokens):
 
 
 def test_a_hugging_face_model_is_refused():
-    with pytest.raises(TypeError, match="expected a HookedTransformer or a TransformerBridge, got LlamaForCausalLM"):
+    with pytest.raises(TypeError, match="LlamaForCausalLM is a Hugging Face model"):
         clamp_hooks({"L0N3": 1.0}, model=families.build("llama", "hf"))
 
 
