@@ -58,11 +58,15 @@ def _uncompiled(model: Any) -> Any:
 
 def _is_transformer_lens(model: Any) -> bool:
     if hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks"):
-        raise ValueError(
-            "model: expected one stack of blocks whose last one the unembedding reads, got an encoder and a decoder; "
-            "load a decoder-only model"
-        )
+        raise _two_stacks()
     return all(hasattr(model, name) for name in ("cfg", "blocks", "W_U"))
+
+
+def _two_stacks() -> ValueError:
+    return ValueError(
+        "model: expected one stack of blocks whose last one the unembedding reads, got an encoder and a decoder; load "
+        "a decoder-only model"
+    )
 
 
 def _no_model(model: Any) -> TypeError:
@@ -188,7 +192,7 @@ def _norm_gain(norm: Any, cfg: Any) -> Tensor | None:
     gain = getattr(norm, "w", None)
     if not torch.is_tensor(gain):
         return None
-    gain = gain.detach().float()
+    gain = gain.detach().to(torch.promote_types(gain.dtype, torch.float32))
     return gain + 1 if getattr(cfg, "rmsnorm_uses_offset", False) else gain
 
 
@@ -229,10 +233,11 @@ def _ranges(layers: Any) -> str:
 
 
 def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
+    unembedding = _hugging_face_unembedding(model, tokenizer)
     tensors = HeldTensors(model)
     names = architecture(_class_name(model)).found_in(tensors)
     return MLPWeights(
-        **_hugging_face_unembedding(model, tokenizer),
+        **unembedding,
         n_layers=model.config.get_text_config().num_hidden_layers,
         d_mlp=names.read_layer(0, tensors).d_mlp,
         read_layer=lambda layer: names.read_layer(layer, tensors),
@@ -242,6 +247,8 @@ def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
 
 def _hugging_face_unembedding(model: Any, tokenizer: Any) -> dict[str, Any]:
     """The fields of UnembeddingWeights."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise _two_stacks()
     head = model.get_output_embeddings()
     if head is None:
         raise ValueError(f"model: {_class_name(model)} has no unembedding; expected a causal language model")
