@@ -306,5 +306,5 @@ def test_every_figure_of_a_map_survives_zero_directions(pruned, maps):
     [medians] = [
         t.median for t in figures["specialisation"].data if t.name == "neurons" and t.offsetgroup == "neurons"
     ][:1]
-    assert medians == pytest.approx(float(tops.double().quantile(0.5)))
+    assert medians == pytest.approx([float(tops.double().quantile(0.5))])
     assert {len(t.x) for t in figures["changed"].data} == {0, N - 3}

@@ -104,6 +104,15 @@ def test_an_adapter_that_is_not_merged_is_refused(surface, side, scale):
             flash_decode(model, side=of_neurons)
 
 
+def test_an_adapter_on_a_map_that_holds_gate_and_up_is_refused():
+    def adapt(hf):
+        hf.model.layers[1].mlp.gate_up_proj = LoraLinear(hf.model.layers[1].mlp.gate_up_proj)
+
+    for surface in SURFACES:
+        with pytest.raises(ValueError, match="merge it first"):
+            flash_decode(fresh(surface, "phi3", adapt))
+
+
 @pytest.mark.parametrize("surface", SURFACES)
 def test_a_merged_adapter_is_read(surface):
     merged = fresh(surface, change=lambda hf: put(hf, "in", lambda base: LoraLinear(base).merged()))
@@ -481,10 +490,12 @@ def test_a_model_without_an_unembedding_is_refused():
         decode_directions(torch.ones(2, 40), model)
 
 
-def test_an_encoder_and_decoder_are_refused_by_name():
+def test_an_encoder_and_decoder_are_read_of_the_hugging_face_model_alone():
     config = transformers.T5Config(vocab_size=97, d_model=40, num_layers=2, num_heads=4, d_ff=52, d_kv=10)
     hugging_face = transformers.T5ForConditionalGeneration(config).eval()
-    assert flash_decode(hugging_face, k=3).n_layers == 2, "the advice"
+    neurons = flash_decode(hugging_face, side="out", k=3)
+    x = read(hugging_face).directions(1, "out")
+    assert torch.equal(decode_directions(x, hugging_face, k=3).positive.ids[0], neurons.positive.ids[1])
     model = booted(hugging_face)
     with pytest.raises(ValueError, match="an encoder and a decoder; give the Hugging Face model itself"):
         flash_decode(model)
@@ -565,3 +576,15 @@ def test_a_file_where_a_folder_is_meant_and_the_other_way_round(tmp_path):
     with pytest.raises(FileNotFoundError, match="a folder; expected a file that .save wrote"):
         NeuronMap.load(tmp_path)
     assert len(NeuronMap.load(tmp_path / "map")) == 104
+
+
+@needs_hooked
+def test_an_encoder_of_TransformerLens_is_refused():
+    from transformer_lens import HookedEncoder, HookedTransformerConfig
+
+    config = HookedTransformerConfig(**(SIZES | dict(act_fn="gelu", normalization_type="LN")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = HookedEncoder(config, move_to_device=False)
+    with pytest.raises(ValueError, match="between its last block and the unembedding"):
+        flash_decode(model)

@@ -163,7 +163,8 @@ def _floats(given: Any, name: str) -> Tensor:
         kind = getattr(given, "dtype", type(given).__name__)
         raise TypeError(f"{name}: expected a tensor or numpy array of floats, got {kind}; convert it first")
     if not 1 <= given.ndim <= 2:
-        raise ValueError(f"{name}: expected shape [n, d_model] or [d_model], got {list(given.shape)}")
+        expected = "[n, d_model] or [d_model]" if name == "directions" else "[d_model, d_vocab]"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(given.shape)}")
     return given.detach()
 
 

@@ -116,8 +116,16 @@ def _hugging_face_unembedding(model: Any, tokenizer: Any) -> UnembeddingWeights:
         raise ValueError(f"model: {_class_of(model).__name__} has no unembedding; expected a causal language model")
     require_linear(head, "the unembedding")
     W_U = head.weight.detach().T
-    gain, centre = traced_final_norm(model, head)
-    return UnembeddingWeights(d_model=W_U.shape[0], centre=centre, W_U=W_U, final_gain=gain, **_about(model, tokenizer))
+    try:
+        layout = _found_of(model).layout
+    except ValueError:  # whatever its MLPs are, the model itself tells what its unembedding reads
+        gain, centre = traced_final_norm(model, head)
+        norm: dict[str, Any] = {"final_gain": gain, "centre": centre}
+    else:
+        gain = layout.final_gain(HeldTensors(model), W_U.shape[0])
+        centre = layout.final is not None and layout.final.centre
+        norm = {"final_gain": gain, "centre": centre, "final_norm": layout.final is not None}
+    return UnembeddingWeights(d_model=W_U.shape[0], W_U=W_U, **norm, **_about(model, tokenizer))
 
 
 def _about(model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -155,11 +155,12 @@ class MLPWeights(UnembeddingWeights):
         neurons: slice = ALL,
         device: torch.device | None = None,
     ) -> Float[Tensor, "n d_model"]:
-        """The directions of one layer's neurons on one side, float32, in the basis of the residual stream.
+        """The directions of one layer's neurons on one side, in the basis of the residual stream.
 
         Folded, the read sides carry the gain of the norm before the MLP and the write side that of a norm after it,
         and LayerNorm centres; so a model gives the same directions however it was loaded. A LayerNorm over the neurons
         is folded into the write side as TransformerLens does. Unfolded, the weights are read as the model holds them.
+        They are float32, of a float64 model float64.
 
         Args:
             layer: which layer.
@@ -172,19 +173,20 @@ class MLPWeights(UnembeddingWeights):
             ValueError: an unknown layer or side, no gate in this model, or a NaN or infinite weight.
         """
         held = self.held(layer, side, neurons, device)
-        x = require_finite(held.float(), f"layer {layer}: {_MATRIX[side]}", first=neurons.start or 0)
+        wide = torch.promote_types(held.dtype, torch.float32)
+        x = require_finite(held.to(wide), f"layer {layer}: {_MATRIX[side]}", first=neurons.start or 0)
         if not fold_ln:
             return x
         read = self.layer(layer)
         if side == "out" and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
-            of_neurons = require_finite(read.gain_neurons.detach().float(), f"layer {layer}: mlp.ln's scale")
-            common = of_neurons @ read.W_out.detach().float() / read.d_mlp  # what centring the neurons takes off
+            of_neurons = require_finite(read.gain_neurons.detach().to(wide), f"layer {layer}: mlp.ln's scale")
+            common = of_neurons @ read.W_out.detach().to(wide) / read.d_mlp  # what centring the neurons takes off
             x = x * of_neurons[neurons, None].to(x.device) - common.to(x.device)
         gain = read.gain_post if side == "out" else read.gain_pre
         if side == "out" and gain is not None and self.centre:
             x = x - x.mean(-1, keepdim=True)  # which the norm does before it scales
         if gain is not None:
-            x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
+            x = x * require_finite(gain.detach().to(wide), f"layer {layer}: the norm's scale").to(x.device)
         centre = self.centre if side == "out" or self.centre_reads is None else self.centre_reads
         return x - x.mean(-1, keepdim=True) if centre else x
 
