@@ -12,7 +12,7 @@ layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from tl_flash.progress import track
 from tl_flash.weights import read
 
 NOUNS = (
-    "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king money "
-    "war winter sun rain gold blood California London Paris"
+    "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king "
+    "money war winter sun rain gold blood California London Paris"
 ).split()
 RESULTS = Path(__file__).parent / "results"
 Found = tuple[str, int, Neuron, int]
@@ -56,7 +56,7 @@ def _sign(hit: Hit, side: str) -> int:
 
 
 def measure(
-    model: Any, checkpoint: Any, words: list[str], texts: list[str], *, hits: int, prompts: int, controls: int
+    model: Any, checkpoint: Any, words: Sequence[str], texts: list[str], *, hits: int, prompts: int, controls: int
 ) -> pd.DataFrame:
     """A row a concept, way of searching and rank."""
     from scipy.stats import t as student
@@ -90,7 +90,7 @@ def measure(
     return frame.assign(raised=(frame["dlogp"] > 0) & (frame["p_value"] <= 0.05))
 
 
-def summary(frame: pd.DataFrame, words: list[str], hits: int) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, words: Sequence[str], hits: int) -> pd.DataFrame:
     """Precision at 1, 5 and 10: of so many hits for each concept the share that raises it; a missing one does not."""
     rows = []
     for way, part in frame.groupby("way", sort=False):

@@ -3,6 +3,7 @@
 from tl_flash.show.plots import (
     agreement,
     changed,
+    concepts,
     dose_curve,
     lens_effects,
     neuron,
@@ -15,6 +16,7 @@ from tl_flash.show.plots import (
 __all__ = [
     "agreement",
     "changed",
+    "concepts",
     "dose_curve",
     "lens_effects",
     "neuron",
