@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, plots, validate
+from tl_flash import clamp_sweep, compare, concepts, decode_directions, flash_decode, plots, validate
 from tl_flash.show.plots import theme
 from tl_flash.weights import read
 
@@ -272,3 +272,18 @@ def test_neurons_of_experts_are_named_so(maps):
         assert names and all(re.fullmatch(r"L0E[0-3]N1?\d", name) for name in names)
     assert "L0E0N7" in [annotation.text for annotation in figures[0].layout.annotations]
     assert "L0E1N3" in plots.neuron(experts, "L0E1N3").layout.title.text
+
+
+def test_concepts_by_layer(bridge):
+    table = concepts(bridge, ["dog", "cat", "sea"], sides=["in", "out"])
+    figure = plots.concepts(table, theme="dark")
+    assert [text.text for text in figure.layout.annotations][:2] == ["W_in", "W_out"]
+    for trace, side in zip(figure.data, table.sides, strict=True):
+        z = table.z[:, table.readings.index(side)]
+        assert tuple(trace.y) == table.names and tuple(trace.x) == ("0", "1")
+        for at, name in enumerate(table.names):
+            for layer, rows in enumerate(table.rows):
+                neuron, signed = trace.customdata[at, layer]
+                best = [hit for hit in table.hits(name, 1000, side=side) if hit.neuron.layer == rows.layer][0]
+                assert neuron == str(best.neuron) and signed == pytest.approx(best.z, abs=0.006)
+                assert trace.z[at, layer] == z[at, rows.start : rows.start + rows.size].abs().max()
