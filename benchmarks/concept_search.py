@@ -98,7 +98,8 @@ def summary(frame: pd.DataFrame, words: Sequence[str], hits: int) -> pd.DataFram
         for k in (k for k in (1, 5, 10) if k <= hits):
             row[f"precision at {k}"] = part[part["rank"] < k]["raised"].sum() / (k * len(words))
         first = part[part["rank"] == 0]
-        row |= {"median change of the first": first["dlogp"].median(), "of controls": first["control_dlogp"].median()}
+        for name, column in (("median change of the first", "dlogp"), ("of controls", "control_dlogp")):
+            row[name] = pd.Series(first[column]).median()
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -185,6 +185,7 @@ def test_a_concept_of_the_page_is_ranked_in_full(browser, maps, models, tmp_path
         best = table.hits("house", side=side)
         assert shown(browser)[:8] == [str(hit.neuron) for hit in best[:8]]
         assert browser.find_element("css selector", ".row .cell.concept").text == f"{best[0].z:+.2f}".replace("-", "−")
+        assert browser.find_element("css selector", "#head .concept").get_attribute("aria-sort") == "descending"
         assert f"{table.z.shape[2]:,} neurons by their mean z" in browser.find_element("id", "status").text
         assert len(chips(browser)) == len(table.tokens[1])
     next(iter(chips(browser).values())).click()
@@ -503,6 +504,14 @@ def test_the_command(maps, validation, tmp_path, capsys):
     assert meta["title"] == "Two models" and meta["figures"] == 0
     assert meta["sides"][0]["other"]["model"] == "instruct"
     assert [r["neuron"] for r in meta["sides"][0]["validated"]] == [r["neuron"] for r in validation.records]
+    assert main(["report", str(paths["base", "out"]), "--concept", "dog", "-o", str(page)]) == 1
+    assert "expected it and --model together" in capsys.readouterr().err
+    own = flash_decode(demo.path("base"), layers=[0, 1, 2, 3])
+    own.save(tmp_path / "own.safetensors")
+    asked = [str(tmp_path / "own.safetensors"), "--model", str(demo.path("base")), "--concept", "dog"]
+    assert main(["report", *asked, "--concept", "cat", "-o", str(page), "--no-figures"]) == 0
+    assert [one["name"] for one in json.loads(unpacked(blobs(page)["meta"]))["concepts"]] == ["dog", "cat"]
+    capsys.readouterr()
     assert main(["report", str(paths["base", "out"]), "--compare", str(paths["instruct", "in"]), "-o", str(page)]) == 1
     assert "same side" in capsys.readouterr().err
 

@@ -148,6 +148,10 @@ def report(
         list[Path] | None, typer.Option(help="Another model's map; give it again for more sides.")
     ] = None,
     validation: Annotated[list[Path] | None, typer.Option(help="What `tl-flash validate --json` printed.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="A concept to rank every neuron on; give it again. Asks for --model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model of the maps, to search for concepts.")] = None,
     figures: Annotated[bool, typer.Option(help="Carry figures, and plotly to draw them.")] = True,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
@@ -160,6 +164,8 @@ def report(
     import tl_flash
     from tl_flash import report as explorer
 
+    if bool(concept) != (model is not None):
+        raise ValueError("--concept: expected it and --model together, to search that model for it")
     loaded = [load_map(path) for path in maps]
     sides = {map.side: map for map in loaded}
     others = [load_map(path) for path in compare or ()]
@@ -168,6 +174,7 @@ def report(
         out,
         compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
         validation=[pd.DataFrame(json.loads(path.read_text())) for path in validation or ()],
+        concepts=tl_flash.concepts(model, concept) if concept else None,
         figures=None if figures else (),
         title=title,
     )

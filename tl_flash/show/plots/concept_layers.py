@@ -32,13 +32,19 @@ def concepts(table: ConceptTable, *, theme: str = "light") -> go.Figure:
     """
     colours = themes.of(theme)
     sides = table.sides
+    most = max(table.by_layer(side)[0].max() for side in sides)
     panels = make_subplots(
         1, len(sides), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(map(_named, sides))
     )
     panels.update_layout(
         template=colours.template(),
         height=max(360, 210 + 22 * len(table.names)),
-        coloraxis={"colorscale": colours.scale, "cmin": 0, "colorbar": {"title": "best |z|", "thickness": 14}},
+        coloraxis={
+            "colorscale": colours.scale,
+            "cmin": 0,
+            "cmax": float(most),
+            "colorbar": {"title": "best |z|", "thickness": 14},
+        },
     )
     themes.titled(
         panels,

@@ -20,9 +20,13 @@ function drawHead() {
   }
   $("list").style.setProperty("--columns", page.columns.map(([name]) => `var(--${name})`).join(" "));
   $("list").setAttribute("aria-colcount", page.columns.length);
-  $("head").replaceChildren(...page.columns.map(([name, title, order]) => el("div", {
-    class: `cell ${name}`, role: "columnheader", "aria-sort": order === page.order ? "descending" : null,
-  }, order ? el("button", { class: "plain", onclick: () => sortBy(order) }, title, order === page.order ? " ↓" : "") : title)));
+  const ranks = ([name, , order]) => (order ?? name) === page.ranked;
+  $("head").replaceChildren(...page.columns.map((column) => {
+    const [name, title, order] = column;
+    const arrow = ranks(column) ? " ↓" : "";
+    const label = order ? [el("button", { class: "plain", onclick: () => sortBy(order) }, title, arrow)] : [title, arrow];
+    return el("div", { class: `cell ${name}`, role: "columnheader", "aria-sort": arrow ? "descending" : null }, ...label);
+  }));
 }
 
 const rowHeight = () => parseFloat(getComputedStyle($("list")).getPropertyValue("--row"));

@@ -9,7 +9,7 @@ const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
 
-const page = { sides: new Map(), order: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
+const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
 async function start() {
   const meta = JSON.parse(await textOf("meta"));
@@ -87,10 +87,11 @@ function ask() {
     validated: (row) => search.side.validated.has(row),
   };
   const tests = [...page.filters].map((name) => passes[name]);
-  const order = question.kind === "concept" && page.order === "z" ? "concept" : page.order;
-  page.hits = search.hits(question, order, (row) => tests.every((test) => test(row)));
+  const ranked = question.kind === "concept" && page.order === "z" ? "concept" : page.order;
+  page.hits = search.hits(question, ranked, (row) => tests.every((test) => test(row)));
   page.wanted = question.kind === "token";
-  if (Boolean(page.there.concept) !== (question.kind === "concept")) {
+  if (ranked !== page.ranked || Boolean(page.there.concept) !== (question.kind === "concept")) {
+    page.ranked = ranked;
     page.there.concept = question.kind === "concept";
     drawHead();
   }
