@@ -129,6 +129,24 @@ def test_related_tokens_are_the_nearest_columns(bridge):
     assert {token: weight for token, weight in hits.tokens.items() if weight != 1} == pytest.approx(nearest, abs=1e-3)
 
 
+def test_a_checkpoint_and_blocks_of_any_size_give_the_same(monkeypatch):
+    from tl_flash import demo
+    from tl_flash.decode import scan
+
+    words = ["dog", "California"]
+    held, read_in_parts = concepts(demo.load("base"), words), concepts(demo.path("base"), words)
+    monkeypatch.setattr(scan, "BLOCK", 300)
+    small = concepts(demo.path("base"), words)
+    for other in (read_in_parts, small):
+        torch.testing.assert_close(other.z, held.z, atol=1e-5, rtol=1e-5)
+        for word in words:
+            np.testing.assert_allclose(other.p_values(word), held.p_values(word), rtol=1e-3)
+            assert other[word][0].neuron == held[word][0].neuron
+    with pytest.raises(ValueError, match="at least 16 of the vocabulary"):
+        names = [name for name in held.vocab.strings if name is not None]
+        find_neurons(demo.path("base"), "all", tokens=list(range(len(names) - 10)))
+
+
 # Statistics
 
 

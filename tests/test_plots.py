@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tests import families
 from tests.test_neuron_map import Words
 from tl_flash import clamp_sweep, compare, concepts, decode_directions, flash_decode, plots, validate
 from tl_flash.show.plots import theme
@@ -214,6 +215,7 @@ def all_figures(maps, x, two_layers, validation, curve, look):
         plots.validation(validation, theme=look),
         plots.lens_effects(frame, theme=look),
         plots.neuron_atlas(x, maps[0], theme=look),
+        plots.concepts(concepts(families.build("llama", "bridge"), ["dog", "cat"], sides=["in", "out"]), theme=look),
     ]
 
 

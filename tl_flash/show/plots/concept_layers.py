@@ -68,6 +68,7 @@ def concepts(table: ConceptTable, *, theme: str = "light") -> go.Figure:
             row=1,
             col=column,
         )
+    panels.update_yaxes(title_text="concept", row=1, col=1)
     panels.update_xaxes(title_text="layer", type="category")
     return panels.update_yaxes(type="category", autorange="reversed", showgrid=False)
 
