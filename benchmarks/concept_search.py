@@ -12,7 +12,7 @@ layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def _sign(hit: Hit, side: str) -> int:
 
 
 def measure(
-    model: Any, checkpoint: Any, words: list[str], texts: list[str], *, hits: int, prompts: int, controls: int
+    model: Any, checkpoint: Any, words: Sequence[str], texts: list[str], *, hits: int, prompts: int, controls: int
 ) -> pd.DataFrame:
     """A row a concept, way of searching and rank."""
     from scipy.stats import t as student
@@ -90,7 +90,7 @@ def measure(
     return frame.assign(raised=(frame["dlogp"] > 0) & (frame["p_value"] <= 0.05))
 
 
-def summary(frame: pd.DataFrame, words: list[str], hits: int) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, words: Sequence[str], hits: int) -> pd.DataFrame:
     """Precision at 1, 5 and 10: of so many hits for each concept the share that raises it; a missing one does not."""
     rows = []
     for way, part in frame.groupby("way", sort=False):
@@ -98,7 +98,8 @@ def summary(frame: pd.DataFrame, words: list[str], hits: int) -> pd.DataFrame:
         for k in (k for k in (1, 5, 10) if k <= hits):
             row[f"precision at {k}"] = part[part["rank"] < k]["raised"].sum() / (k * len(words))
         first = part[part["rank"] == 0]
-        row |= {"median change of the first": first["dlogp"].median(), "of controls": first["control_dlogp"].median()}
+        for name, column in (("median change of the first", "dlogp"), ("of controls", "control_dlogp")):
+            row[name] = pd.Series(first[column]).median()
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -40,6 +40,29 @@ def test_find(capsys, map_path):
     assert [record["z"] for record in records] == [hit.z for hit in hits]
 
 
+def test_find_in_a_model(capsys, map_path):
+    from tl_flash import demo, find_neurons
+
+    folder = str(demo.path("base"))
+    status, out, _ = run(capsys, "find", folder, "dog", "-n", 3, "--side", "out")
+    assert status == 0 and "tokens: " in out and "by z" in out
+    status, out, _ = run(capsys, "find", folder, "dog", "-n", 3, "--related", 2, "--by", "coherence", "--json")
+    expected = find_neurons(folder, "dog", n=3, related=2, by="coherence")
+    records = json.loads(out)
+    assert status == 0 and [record["neuron"] for record in records] == [str(hit.neuron) for hit in expected]
+    assert [record["q_value"] for record in records] == pytest.approx([hit.q_value for hit in expected])
+    for argv, message in (
+        ([folder, "xyzzy!"], "concept 'xyzzy!'"),
+        ([folder, "dog", "--pole", "negative"], "--pole"),
+        ([folder, "dog", "--by", "write"], "by: expected one of 'z', 'p', 'coherence'"),
+        ([folder, " "], "concept: expected a word"),
+        ([map_path, " w9", "--related", 2], "--related"),
+        ([map_path, " w9", "--side", "in"], "--side"),
+    ):
+        status, out, err = run(capsys, "find", *argv)
+        assert status == 1 and out == "" and err.count("\n") == 1 and message in err, err
+
+
 def test_show(capsys, map_path):
     status, out, _ = run(capsys, "show", map_path)
     assert status == 0 and "NeuronMap of" in out and "the most specialised neurons" in out

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
+from tests import families
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, decode_directions, flash_decode, plots, validate
+from tl_flash import clamp_sweep, compare, concepts, decode_directions, flash_decode, plots, validate
 from tl_flash.show.plots import theme
 from tl_flash.weights import read
 
@@ -214,6 +215,7 @@ def all_figures(maps, x, two_layers, validation, curve, look):
         plots.validation(validation, theme=look),
         plots.lens_effects(frame, theme=look),
         plots.neuron_atlas(x, maps[0], theme=look),
+        plots.concepts(concepts(families.build("llama", "bridge"), ["dog", "cat"], sides=["in", "out"]), theme=look),
     ]
 
 
@@ -308,3 +310,18 @@ def test_every_figure_of_a_map_survives_zero_directions(pruned, maps):
     ][:1]
     assert medians == pytest.approx([float(tops.double().quantile(0.5))])
     assert {len(t.x) for t in figures["changed"].data} == {0, N - 3}
+
+
+def test_concepts_by_layer(bridge):
+    table = concepts(bridge, ["dog", "cat", "sea"], sides=["in", "out"])
+    figure = plots.concepts(table, theme="dark")
+    assert [text.text for text in figure.layout.annotations][:2] == ["W_in", "W_out"]
+    for trace, side in zip(figure.data, table.sides, strict=True):
+        z = table.z[:, table.readings.index(side)]
+        assert tuple(trace.y) == table.names and tuple(trace.x) == ("0", "1")
+        for at, name in enumerate(table.names):
+            for layer, rows in enumerate(table.rows):
+                neuron, signed = trace.customdata[at, layer]
+                best = [hit for hit in table.hits(name, 1000, side=side) if hit.neuron.layer == rows.layer][0]
+                assert neuron == str(best.neuron) and signed == pytest.approx(best.z, abs=0.006)
+                assert trace.z[at, layer] == z[at, rows.start : rows.start + rows.size].abs().max()

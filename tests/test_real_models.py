@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tl_flash import Neuron, clamp, decode_directions, flash_decode, load_model
+from tl_flash import Neuron, clamp, decode_directions, find_neurons, flash_decode, load_model
 from tl_flash.clamps import Prompts, complete_text
 from tl_flash.weights import read
 
@@ -46,6 +46,28 @@ def test_a_layer_of_smollm2(smollm2):
     assert "dog" in neurons["L29N808"].positive[0].token.lower()
     x = weights.directions(29, "out")[800:816]
     assert torch.equal(neurons.positive.ids[0, 800:816].long(), top_tokens(weights, x)[0])
+
+
+def test_the_dog_neuron_of_smollm2_comes_first(smollm2):
+    hits = find_neurons(smollm2.folder, "dog", side="out")
+    assert hits[0].neuron == (29, 808) and hits[0].sign == 1 and hits[0].q_value < 1e-6
+    assert hits[0].z > hits[1].z + 1 and hits[0].breadth > len(hits.tokens) - 1
+    assert {" dog", "dog", " Dog", " dogs"} <= hits.tokens.keys()
+    assert hits.table.hits("dog", 1, by="p")[0].neuron == (29, 808)
+
+
+def test_a_search_of_smollm2_equals_a_float64_scan(smollm2):
+    weights = read(smollm2.folder)
+    table = find_neurons(smollm2.folder, "California", tokens=[" California", "California"]).table
+    W = weights.W_U.double() * weights.final_gain[:, None]
+    W = W - W.mean(1, keepdim=True)
+    mean_column, spread = W[:, weights.vocab.ids([" California", "California"])].mean(1), torch.linalg.cholesky(W @ W.T)
+    for at, side in enumerate(table.sides):
+        x = torch.cat([weights.directions(layer, side) for layer in range(weights.n_layers)]).double()
+        z = x @ mean_column / ((x @ spread).norm(dim=1) / weights.d_vocab**0.5)
+        assert float((table.z[0, at] - z).abs().max()) < 2e-5
+        scores = x[::5000] @ W
+        assert torch.allclose(z[::5000], x[::5000] @ mean_column / scores.std(1, correction=0)), "the truth is true"
 
 
 def test_a_clamp_is_a_hook_written_by_hand(model):

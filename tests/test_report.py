@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.browser import chromium, needs_browser, opened, seconds_to_answer
-from tl_flash import compare, decode_directions, demo, flash_decode, plots, report, validate
+from tl_flash import compare, concepts, decode_directions, demo, find_neurons, flash_decode, plots, report, validate
 from tl_flash.cli import main
 from tl_flash.show.report import pack
 from tl_flash.show.report import page as report_page
@@ -140,6 +140,62 @@ def test_a_search_gives_the_neurons_that_find_gives(browser, page, maps, side):
             by,
         )
         assert listed == pytest.approx([key(hit) for hit in hits], rel=2e-3, abs=1e-3)
+
+
+def chips(driver):
+    return {
+        chip.find_element("css selector", ".token").text: chip for chip in driver.find_elements("css selector", ".chip")
+    }
+
+
+@needs_browser
+def test_a_word_is_searched_by_its_tokens_which_are_switched_off_by_chips(browser, maps, tmp_path):
+    neurons = maps["base", "out"]
+    opened(browser, report.write(neurons, tmp_path / "page.html", figures=()))
+    forms = [name for name in neurons.vocab.names if name.strip().lower() in ("dog", "dogs")]
+    held = {form: {(h.neuron, h.pole) for h in neurons.find(form, n=10_000)} for form in forms}
+    held = {form: hits for form, hits in held.items() if hits}
+    assert len(held) > 1, "else this test shows nothing"
+    type_in(browser, "Dog")
+    assert set(chips(browser)) == {form.replace(" ", "·") for form in held}
+    assert browser.find_element("id", "status").text.startswith(f"{len(set.union(*held.values()))} found with")
+    best = max((hit for form in held for hit in neurons.find(form, n=1)), key=lambda hit: hit.z)
+    assert shown(browser)[0] == str(best.neuron)
+    for form in [form for form in held if form != " dog"]:
+        chips(browser)[form.replace(" ", "·")].click()
+    assert browser.find_element("id", "status").text.startswith(f"{len(held[' dog'])} found with ·dog ")
+    assert chips(browser)["·dog"].get_attribute("aria-pressed") == "true"
+    chips(browser)["·dog"].click()
+    assert "no token of it is switched on" in browser.find_element("id", "status").text and shown(browser) == []
+    type_in(browser, "xyzzy")
+    assert "no token" in browser.find_element("id", "status").text and not chips(browser)
+    type_in(browser, "dog")
+    assert len(shown(browser)) > 1, "another query switches all of its tokens on"
+    assert errors(browser) == []
+
+
+@needs_browser
+def test_a_concept_of_the_page_is_ranked_in_full(browser, maps, models, tmp_path):
+    table = concepts(models[0], ["dog", "house"], sides=["in", "out"])
+    sides = [maps["base", side] for side in ("out", "in")]
+    single = find_neurons(models[0], "cat", side="out")
+    opened(browser, report.write(sides, tmp_path / "page.html", concepts=[table, single], figures=()))
+    for side in ("out", "in"):
+        opened(browser, tmp_path / "page.html", f"#side={side}&q=House")
+        best = table.hits("house", side=side)
+        assert shown(browser)[:8] == [str(hit.neuron) for hit in best[:8]]
+        assert browser.find_element("css selector", ".row .cell.concept").text == f"{best[0].z:+.2f}".replace("-", "−")
+        assert browser.find_element("css selector", "#head .concept").get_attribute("aria-sort") == "descending"
+        assert f"{table.z.shape[2]:,} neurons by their mean z" in browser.find_element("id", "status").text
+        assert len(chips(browser)) == len(table.tokens[1])
+    next(iter(chips(browser).values())).click()
+    assert (
+        "found with" in browser.find_element("id", "status").text
+        or "switched on" in browser.find_element("id", "status").text
+    )
+    opened(browser, tmp_path / "page.html", "#side=in&q=cat")
+    assert not browser.find_elements("css selector", ".cell.concept"), "it was not searched on this side"
+    assert errors(browser) == []
 
 
 @needs_browser
@@ -419,6 +475,16 @@ def test_refusals(maps, validation, tmp_path):
         report.write(base, path, validation=validation.to_frame().assign(token=" xyzzy"))
     with pytest.raises(TypeError, match="validation: expected a Validation"):
         report.write(base, path, validation=5)
+    table = concepts(demo.path("base"), ["dog"], layers=[0])
+    with pytest.raises(ValueError, match="concepts: expected a search in base"):
+        report.write(base, path, concepts=table)
+    with pytest.raises(ValueError, match=r"concepts: expected a search in layers \[0, 1, 2, 3\]"):
+        report.write(base, path, concepts=dataclasses.replace(table, model=base.source.model))
+    whole = concepts(demo.load("base"), ["dog"], sides=["out"])
+    with pytest.raises(ValueError, match="concepts: expected each once"):
+        report.write(base, path, concepts=[whole, whole["dog"]])
+    with pytest.raises(TypeError, match="concepts: expected what concepts"):
+        report.write(base, path, concepts=["dog"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
         report.write(base, tmp_path / "nowhere" / "page.html")
     assert not list(tmp_path.iterdir())
@@ -438,6 +504,14 @@ def test_the_command(maps, validation, tmp_path, capsys):
     assert meta["title"] == "Two models" and meta["figures"] == 0
     assert meta["sides"][0]["other"]["model"] == "instruct"
     assert [r["neuron"] for r in meta["sides"][0]["validated"]] == [r["neuron"] for r in validation.records]
+    assert main(["report", str(paths["base", "out"]), "--concept", "dog", "-o", str(page)]) == 1
+    assert "expected it and --model together" in capsys.readouterr().err
+    own = flash_decode(demo.path("base"), layers=[0, 1, 2, 3])
+    own.save(tmp_path / "own.safetensors")
+    asked = [str(tmp_path / "own.safetensors"), "--model", str(demo.path("base")), "--concept", "dog"]
+    assert main(["report", *asked, "--concept", "cat", "-o", str(page), "--no-figures"]) == 0
+    assert [one["name"] for one in json.loads(unpacked(blobs(page)["meta"]))["concepts"]] == ["dog", "cat"]
+    capsys.readouterr()
     assert main(["report", str(paths["base", "out"]), "--compare", str(paths["instruct", "in"]), "-o", str(page)]) == 1
     assert "same side" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, jsonable, load_map, print_results
+from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, is_map, jsonable, load_map, print_results
 
 
 def decode(
@@ -58,18 +58,41 @@ def decode(
 
 
 def find(
-    map: MapPath,
-    token: Annotated[str, typer.Argument(help="The token's exact string, leading space included.")],
+    model_or_map: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_MAP", help="A Hugging Face name, a model folder, or a map's file.")
+    ],
+    concept: Annotated[
+        str,
+        typer.Argument(help="Of a model: a word or phrase. Of a map: a token's exact string, leading space included."),
+    ],
     n: Count = 10,
-    pole: Annotated[str, typer.Option(help="positive, negative or both.")] = "both",
-    by: By = "z",
+    by: Annotated[str, typer.Option(help="Rank by z, p or coherence; a map by z, prob, write or coherence.")] = "z",
+    side: Annotated[
+        list[str] | None, typer.Option(help="Of a model: in, gate, out or lens; give it again. By default all.")
+    ] = None,
+    related: Annotated[int, typer.Option(help="Of a model: nearest tokens to add.")] = 0,
+    lens: Annotated[
+        Path | None, typer.Option(help="Of a model: a Jacobian lens to read what is written through.")
+    ] = None,
+    pole: Annotated[str, typer.Option(help="Of a map: positive, negative or both.")] = "both",
     as_json: Json = False,
 ) -> None:
-    """Find the neurons whose top tokens hold a token.
+    """Find the neurons about a concept: all of a model's, or those of a map whose top tokens hold a token.
 
-    Example: `tl-flash find gpt2.safetensors " dog" --by coherence`
+    Example: `tl-flash find gpt2 dog --related 5`
     """
-    print_results([load_map(map).find(token, n, pole, by)], as_json)
+    if is_map(model_or_map):
+        if side or related or lens:
+            raise ValueError("--side, --related, --lens: they are of a search in a model, and a map was given")
+        print_results([load_map(Path(model_or_map)).find(concept, n, pole, by)], as_json)
+        return
+    if pole != "both":
+        raise ValueError("--pole: it is of a search in a map, and a model was given; its hits have both signs")
+    from tl_flash import JacobianLens, find_neurons
+
+    through = None if lens is None else JacobianLens.load(lens)
+    hits = find_neurons(model_or_map, concept, sides=side, related=related, lens=through, n=n, by=by)
+    print_results([hits], as_json)
 
 
 def show(
@@ -125,6 +148,10 @@ def report(
         list[Path] | None, typer.Option(help="Another model's map; give it again for more sides.")
     ] = None,
     validation: Annotated[list[Path] | None, typer.Option(help="What `tl-flash validate --json` printed.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="A concept to rank every neuron on; give it again. Asks for --model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model of the maps, to search for concepts.")] = None,
     figures: Annotated[bool, typer.Option(help="Carry figures, and plotly to draw them.")] = True,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
@@ -137,6 +164,8 @@ def report(
     import tl_flash
     from tl_flash import report as explorer
 
+    if bool(concept) != (model is not None):
+        raise ValueError("--concept: expected it and --model together, to search that model for it")
     loaded = [load_map(path) for path in maps]
     sides = {map.side: map for map in loaded}
     others = [load_map(path) for path in compare or ()]
@@ -145,6 +174,7 @@ def report(
         out,
         compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
         validation=[pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))) for path in validation or ()],
+        concepts=tl_flash.concepts(model, concept) if concept else None,
         figures=None if figures else (),
         title=title,
     )

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from tl_flash.evidence import Validation
-    from tl_flash.maps import Hits, NeuronMap, NeuronReading
+    from tl_flash.maps import ConceptHits, Hits, NeuronMap, NeuronReading
 
 MapPath = Annotated[Path, typer.Argument(metavar="MAP", help="A map that `tl-flash decode` wrote.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face name or a model folder.")]
@@ -24,6 +24,12 @@ Count = Annotated[int, typer.Option("-n", help="How many at most.")]
 By = Annotated[str, typer.Option(help="Rank by z, prob, write or coherence.")]
 
 
+def is_map(name: str) -> bool:
+    """Whether a name is that of a map's file, and not of a model: its folder, its .gguf file, its name on the hub."""
+    path = Path(name)
+    return path.suffix == ".safetensors" or (path.is_file() and path.suffix != ".gguf")
+
+
 def load_map(path: Path) -> NeuronMap:
     """Read a map."""
     from tl_flash.maps import NeuronMap
@@ -31,7 +37,7 @@ def load_map(path: Path) -> NeuronMap:
     return NeuronMap.load(path)
 
 
-def print_results(results: Sequence[Hits | NeuronReading | Validation], as_json: bool) -> None:
+def print_results(results: Sequence[Hits | ConceptHits | NeuronReading | Validation], as_json: bool) -> None:
     """Print tables, or one JSON list of records."""
     if not as_json:
         typer.echo("\n\n".join(map(str, results)))

@@ -64,20 +64,8 @@ class Scan:
         """
         ids = sorted({id for tokens in sets for id in tokens})
         lengths = column_lengths(unembedding).cpu()
-        others = torch.ones(len(lengths), dtype=torch.bool)
-        others[[*ids, *nameless]] = False
-        left = others.nonzero()[:, 0]
-        if len(left) < _FEWEST:
-            raise ValueError(
-                f"tokens: expected at least {_FEWEST} of the vocabulary beside the concepts' to compare with, got "
-                f"{len(left)} of {len(lengths)}; ask for fewer"
-            )
-        by_length = left[lengths[left].argsort(stable=True)]
-        cuts = list(parts(len(left), -(-len(left) // max(1, min(BINS, len(left) // _FEWEST)))))
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [by_length[cut][torch.randperm(cut.stop - cut.start, generator=generator)[:MATCHED]] for cut in cuts]
+        drawn, inner = _drawn_by_length(lengths, [*ids, *nameless], seed)
         share = torch.block_diag(*(torch.full((len(some), 1), 1 / len(some)) for some in drawn))
-        inner = lengths[by_length[[cut.start for cut in cuts[1:]]]]
         weights = torch.zeros(len(ids), len(sets))
         places = tuple(torch.tensor([ids.index(id) for id in tokens]) for tokens in sets)
         for at, tokens in enumerate(sets):
@@ -102,6 +90,25 @@ class Scan:
             for at, place in enumerate(self.places)
         ]
         return breadth, torch.stack(top, dim=1)
+
+
+def _drawn_by_length(
+    lengths: Float[Tensor, " d_vocab"], never: Sequence[int], seed: int
+) -> tuple[list[Int64[Tensor, " token"]], Float[Tensor, " edge"]]:
+    """Random tokens from equal shares of the vocabulary, ordered by length of column, and the lengths between these."""
+    others = torch.ones(len(lengths), dtype=torch.bool)
+    others[list(never)] = False
+    left = others.nonzero()[:, 0]
+    if len(left) < _FEWEST:
+        raise ValueError(
+            f"tokens: expected at least {_FEWEST} of the vocabulary beside the concepts' to compare with, got "
+            f"{len(left)} of {len(lengths)}; ask for fewer"
+        )
+    by_length = left[lengths[left].argsort(stable=True)]
+    cuts = list(parts(len(left), -(-len(left) // max(1, min(BINS, len(left) // _FEWEST)))))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [by_length[cut][torch.randperm(cut.stop - cut.start, generator=generator)[:MATCHED]] for cut in cuts]
+    return drawn, lengths[by_length[[cut.start for cut in cuts[1:]]]]
 
 
 class _Reading:

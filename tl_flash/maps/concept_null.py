@@ -63,7 +63,7 @@ def two_sided(u: Float[Tensor, "*shape"], kurtosis: Float[Tensor, "*#shape"]) ->
     far, excess = np.broadcast_arrays(u.abs().double().numpy(), kurtosis.double().numpy())
     df = 4 + 6 / np.clip(excess, _NORMAL, None)
     heavy = 2 * stdtr(df, -far * np.sqrt(df / (df - 2)))
-    power = 3 / np.clip(-excess, _NORMAL, 1.0) - 2.5
+    power = 3 / np.clip(-excess, _NORMAL, 1.2) - 2.5
     light = betainc(power + 1, 0.5, np.clip(1 - far**2 / (2 * power + 3), 0, 1))
     return np.where(excess < -_NORMAL, np.maximum(light, 2 * ndtr(-far)), heavy)
 

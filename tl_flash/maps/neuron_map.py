@@ -47,6 +47,9 @@ class NeuronMap(Readings):
     def find(self, token: str | int, n: int = 10, pole: str = "both", by: str = "z") -> Hits:
         """The neurons whose top tokens hold a token, best first.
 
+        A map keeps k tokens a pole and knows no other; `find_neurons` scores every neuron, on all forms of a word. The
+        title of the hits says so where they are fewer than asked for.
+
         Args:
             token: its exact string, leading space included, or its id.
             n: how many at most.

@@ -14,6 +14,8 @@ from tl_flash.maps.readings import POLES, Readings
 from tl_flash.maps.top_tokens import require_probabilities
 
 ORDERS = ("z", "prob", "write", "coherence")
+SIDES = ("in", "gate", "out")
+"""Those of a model's own neurons, not of directions of the user's."""
 
 Place = tuple[str, int, int, int]
 """Pole, row, column and rank of a token in a map."""
@@ -32,6 +34,8 @@ def find(readings: Readings, token: str | int, n: int, pole: str, by: str) -> Hi
         found += [(key, (name, *place)) for key, place in zip(keys, places, strict=True)]
     found.sort(key=lambda pair: -pair[0])
     title = f'neurons with {readings.vocab.string(id)!r} among their top {readings.k}, side "{readings.side}", by {by}'
+    if len(found) < n and readings.side in SIDES:
+        title += f" (a map keeps no more; find_neurons scores all {len(readings):,} neurons)"
     return _hits(readings, (place for _, place in found[:n]), title)
 
 

@@ -5,6 +5,7 @@ vision; tokens stand quoted, with what does not print escaped, so that no token 
 """
 
 from tl_flash.show.plots.atlas import neuron_atlas
+from tl_flash.show.plots.concept_layers import concepts
 from tl_flash.show.plots.effects import dose_curve, lens_effects, validation
 from tl_flash.show.plots.layers import agreement, changed, specialisation
 from tl_flash.show.plots.neurons import neuron, token_by_layer
@@ -12,6 +13,7 @@ from tl_flash.show.plots.neurons import neuron, token_by_layer
 __all__ = [
     "agreement",
     "changed",
+    "concepts",
     "dose_curve",
     "lens_effects",
     "neuron",

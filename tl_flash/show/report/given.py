@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tl_flash.evidence import COLUMNS, Validation
-from tl_flash.maps import Comparison, NeuronMap
+from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,15 @@ def listed_validations(given: Any) -> list[Validation]:
     """The Validations among what was given; a frame has no controls to draw."""
     listed = given if isinstance(given, Sequence) else [given]
     return [one for one in listed if isinstance(one, Validation)]
+
+
+def tables(given: Any) -> list[ConceptTable]:
+    """Searches for concepts, each with all neurons, whether they are given as tables or by their hits."""
+    listed = [] if given is None else [given] if isinstance(given, ConceptTable | ConceptHits) else list(given)
+    for one in listed:
+        if not isinstance(one, ConceptTable | ConceptHits):
+            raise TypeError(f"concepts: expected what concepts or find_neurons gives, got {type(one).__name__}")
+    return [one.table if isinstance(one, ConceptHits) else one for one in listed]
 
 
 def frames(given: Any) -> list[pd.DataFrame]:
@@ -74,6 +83,18 @@ def require_own(comparison: Comparison, by_side: dict[str, NeuronMap]) -> None:
         raise ValueError(
             f'compare: expected comparisons whose first map is one of those shown, got one of {a.source.model}, side "'
             f'{a.side}"; make it with compare(map, other)'
+        )
+
+
+def require_searched(table: ConceptTable, map: NeuronMap) -> None:
+    """Refuse a search in another model, or in other layers of it, than the maps are of."""
+    rows = [(rows.layer, rows.size) for rows in table.rows]
+    if table.model != map.source.model or not np.array_equal(table.vocab.names, map.vocab.names):
+        raise ValueError(f"concepts: expected a search in {map.source.model}, got one in {table.model}")
+    if rows != [(layer, map.d_mlp) for layer in map.layers]:
+        raise ValueError(
+            f"concepts: expected a search in layers {list(map.layers)} of {map.d_mlp} neurons, as the maps hold them, "
+            f"got layers and neurons {rows}"
         )
 
 

@@ -1,13 +1,13 @@
 // The list of neurons, drawn by windows.
 
-const LEAST = { neuron: 104, label: 130, others: 160, z: 64, prob: 60, kurtosis: 84, write: 70, other: 90, effect: 104 };
+const LEAST = { neuron: 104, label: 130, others: 160, z: 64, prob: 60, kurtosis: 84, write: 70, other: 90, effect: 104, concept: 84 };
 const MOST_PIXELS = 17e6; // a taller element is more than some browsers lay out
 
 /** The columns that there is room for; a phone lays all of them out in two lines. */
 function drawHead() {
   const { other } = page.search.side;
   const all = [
-    ["neuron", "neuron", null, true], ["label", "token", null, true], ["others", "and", null, true], ["z", "z", "z", true],
+    ["neuron", "neuron", null, true], ["label", "token", null, true], ["others", "and", null, true], ["concept", "mean z", null, page.there.concept], ["z", "z", "z", true],
     ["prob", "prob", "prob", page.there.prob], ["kurtosis", "kurtosis", "kurtosis", true],
     ["write", "write z", "write", page.there.write], ["other", other && `in ${other.model}`, null, other],
     ["effect", "clamp, nats", "effect", page.there.effect],
@@ -20,9 +20,13 @@ function drawHead() {
   }
   $("list").style.setProperty("--columns", page.columns.map(([name]) => `var(--${name})`).join(" "));
   $("list").setAttribute("aria-colcount", page.columns.length);
-  $("head").replaceChildren(...page.columns.map(([name, title, order]) => el("div", {
-    class: `cell ${name}`, role: "columnheader", "aria-sort": order === page.order ? "descending" : null,
-  }, order ? el("button", { class: "plain", onclick: () => sortBy(order) }, title, order === page.order ? " ↓" : "") : title)));
+  const ranks = ([name, , order]) => (order ?? name) === page.ranked;
+  $("head").replaceChildren(...page.columns.map((column) => {
+    const [name, title, order] = column;
+    const arrow = ranks(column) ? " ↓" : "";
+    const label = order ? [el("button", { class: "plain", onclick: () => sortBy(order) }, title, arrow)] : [title, arrow];
+    return el("div", { class: `cell ${name}`, role: "columnheader", "aria-sort": arrow ? "descending" : null }, ...label);
+  }));
 }
 
 const rowHeight = () => parseFloat(getComputedStyle($("list")).getPropertyValue("--row"));
@@ -65,6 +69,7 @@ const CELLS = {
     return [...ids.subarray(from, from + Math.min(page.meta.k, 8))]
       .filter((id) => id !== ids[at]).flatMap((id) => [named(page.search, id), " "]);
   },
+  concept: ({ row }) => signed(page.search.conceptZ(row)),
   z: ({ pole, at }) => fixed(page.search.z(pole, at)),
   prob: ({ pole, at }) => percent(page.search.prob(pole, at)),
   kurtosis: ({ row }) => fixed(page.search.side.column.kurtosis[row]),

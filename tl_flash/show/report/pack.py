@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_flash.maps import Comparison, NeuronMap
+from tl_flash.maps import Comparison, ConceptTable, NeuronMap
 
 NULL_POINTS = 256
 """Quantiles of a layer's null that the page gets."""
@@ -78,6 +79,17 @@ def columns(map: NeuronMap, comparison: Comparison | None = None) -> dict[str, C
         packed["other.ids"] = _ids(comparison.ids[1], map.d_vocab)
         packed["other.top_z"] = _float(comparison.b.positive.z[..., 0])
     return packed
+
+
+def concept_columns(map: NeuronMap, tables: Sequence[ConceptTable]) -> dict[str, Column]:
+    """Every neuron's mean z of each concept, under "concept.0" and so on; nothing where the side was not searched."""
+    side = "lens" if map.source.lens is not None and map.side == "out" else map.side
+    every = [(table, at) for table in tables for at in range(len(table.names))]
+    return {
+        f"concept.{number}": _steps(table.z[at, table.readings.index(side)].nan_to_num(0))
+        for number, (table, at) in enumerate(every)
+        if side in table.readings
+    }
 
 
 def _float(tensor: Tensor) -> Column:

@@ -9,7 +9,7 @@ const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
 
-const page = { sides: new Map(), order: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
+const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
 async function start() {
   const meta = JSON.parse(await textOf("meta"));
@@ -78,6 +78,8 @@ function sortBy(order) {
 function ask() {
   const { search } = page;
   const query = $("query").value;
+  if (query !== page.asked) search.off.clear();
+  page.asked = query;
   const question = search.parse(query);
   const passes = {
     specialised: (row) => search.specialised(row),
@@ -85,8 +87,14 @@ function ask() {
     validated: (row) => search.side.validated.has(row),
   };
   const tests = [...page.filters].map((name) => passes[name]);
-  page.hits = search.hits(question, page.order, (row) => tests.every((test) => test(row)));
+  const ranked = question.kind === "concept" && page.order === "z" ? "concept" : page.order;
+  page.hits = search.hits(question, ranked, (row) => tests.every((test) => test(row)));
   page.wanted = question.kind === "token";
+  if (ranked !== page.ranked || Boolean(page.there.concept) !== (question.kind === "concept")) {
+    page.ranked = ranked;
+    page.there.concept = question.kind === "concept";
+    drawHead();
+  }
   page.cursor = -1;
   $("list").scrollTop = 0;
   $("status").replaceChildren(...told(question));
@@ -98,22 +106,38 @@ function ask() {
 function told(question) {
   const count = page.hits.length;
   if (question.kind === "nothing") return [`nothing: ${question.why}`];
+  if (question.kind === "concept") return [`${whole(count)} neurons by their mean z over the tokens of this concept`];
   if (question.kind === "neuron") return count ? [] : ["the neuron is not among those shown"];
   if (question.kind !== "token") {
     const shown = page.filters.size ? `${whole(count)} neurons` : `all ${whole(count)} neurons`;
     return [`${shown}${question.kind === "layer" ? ` of layer ${page.meta.layers[question.at]}` : ""}`];
   }
+  if (!question.ids.length) return ["no token of it is switched on"];
   const few = question.ids.slice(0, 3).flatMap((id, at) => [at ? ", " : "", named(page.search, id)]);
   const more = question.ids.length > 3 ? ` and ${whole(question.ids.length - 3)} more` : "";
   const bare = question.bare?.length ? [" (", named(page.search, question.bare[0]), " itself has none)"] : [];
   return [`${whole(count)} found with `, ...few, more, ` among their top ${page.meta.k}`, ...bare];
 }
 
-function drawTokens({ ids = [], also = [] }) {
+/** Chips of the tokens that match; a word's own are switched off and on. */
+function drawTokens({ ids = [], also = [], word = null }) {
+  if (word) {
+    const counts = page.search.countsOf();
+    $("tokens").replaceChildren(...word.map((id) => el("button", {
+      class: "chip", "aria-pressed": String(!page.search.off.has(id)), onclick: () => switchToken(id),
+    }, named(page.search, id), el("span", { class: "muted" }, whole(counts[id])))));
+    return;
+  }
   const counts = ids.length ? page.search.countsOf() : [];
   const chips = (ids.length > 1 ? [...ids, ...also] : also).slice(0, 12);
   $("tokens").replaceChildren(...chips.map((id) => el("button", { class: "chip", onclick: () => find(id) },
     named(page.search, id), el("span", { class: "muted" }, whole(counts[id])))));
+}
+
+function switchToken(id) {
+  const { off } = page.search;
+  if (!off.delete(id)) off.add(id);
+  ask();
 }
 
 /** Ask for one token, by its string where that names it alone. */
@@ -225,6 +249,7 @@ function showHelp() {
     ["beyond the null", "a pole's top z exceeds 99.9% of the layer's shuffled directions"],
   ];
   const searches = [
+    ["dog", "a word: its tokens in every case, with a space or without, and its plural; switch off what is not meant"],
     [token(" dog"), "a token by its exact string, leading space included; else those that begin so"],
     ['"L3"', "in quotes, never a neuron or layer"], ["#1234", "a token by its id"],
     ["L3N17", "a neuron"], ["L3", "the neurons of a layer"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_flash.evidence import Validation
-from tl_flash.maps import Comparison, NeuronMap
+from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 from tl_flash.show.report import given, pack
 
 if TYPE_CHECKING:
@@ -29,22 +29,26 @@ def write(
     *,
     compare: Comparison | Sequence[Comparison] | None = None,
     validation: Validation | pd.DataFrame | Sequence[Validation | pd.DataFrame] | None = None,
+    concepts: ConceptTable | ConceptHits | Sequence[ConceptTable | ConceptHits] | None = None,
     figures: Sequence[go.Figure] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write the explorer of a map: one HTML file that needs no network and makes no request.
 
-    The page finds neurons by token, name or layer, sorts them by z, probability, kurtosis, coherence or what a clamp
-    did, and shows each with both poles and its statistics beside the null. The data are little-endian arrays, gzipped
-    where that helps: every top z-score in float32, those of the other tokens and write_z in 16 bits (steps of the
-    largest over 65,535, or 32,767 where some are negative); probabilities follow from the z-scores. Strings of the
-    vocabulary are only ever text; the page runs no script but its own, whose digests its security policy names.
+    The page finds neurons by word, token, name or layer, sorts them by z, probability, kurtosis, coherence or what a
+    clamp did, and shows each with both poles and its statistics beside the null. The data are little-endian arrays,
+    gzipped where that helps: every top z-score in float32, those of the other tokens, write_z and the mean z of
+    concepts in 16 bits (steps of the largest over 65,535, or 32,767 where some are negative); probabilities follow from
+    the z-scores. Strings of the vocabulary are only ever text; the page runs no script but its own, whose digests its
+    security policy names.
 
     Args:
         map: a map, or several sides of one model.
         path: of the file to write.
         compare: comparisons of these maps with another model's; `compare(map, other)`.
         validation: results of `validate` for these maps, or frames as `Validation.to_frame()` gives them.
+        concepts: searches in the same model, of `concepts` or `find_neurons`: asked for one of their concepts, the page
+            ranks every neuron by its mean z.
         figures: to show beside the neurons, those of `tl_flash.plots` in the page's theme; by default the tokens that
             the maps tracked, specialisation, agreement and validation, as far as given. () for none, and a page smaller
             by plotly's 1.9 MB.
@@ -55,7 +59,8 @@ def write(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: maps of several models or twice one side, a comparison or validation of another map, or no map.
+        ValueError: maps of several models or twice one side, a comparison, validation or search of another map, a
+            concept that comes twice, or no map.
         FileNotFoundError: no such folder.
 
     Example:
@@ -74,6 +79,12 @@ def write(
         given.require_own(one, by_side)
     for frame in validations:
         given.require_labels(frame, by_side)
+    searched = given.tables(concepts)
+    for table in searched:
+        given.require_searched(table, maps[0])
+    names = [name for table in searched for name in table.names]
+    if len(set(names)) < len(names):
+        raise ValueError(f"concepts: expected each once, got {names}")
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to write the page to")
@@ -84,7 +95,7 @@ def write(
     sides = []
     for one in maps:
         comparison = next((c for c in comparisons if c.a.side == one.side), None)
-        columns = pack.columns(one, comparison)
+        columns = pack.columns(one, comparison) | pack.concept_columns(one, searched)
         for name, column in columns.items():
             blobs |= {f"{one.side}.{name}.{at}": plane for at, plane in enumerate(column.planes())}
         records = [_jsonable(r) for f in validations for r in f.to_dict("records") if r["side"] == one.side]
@@ -95,7 +106,8 @@ def write(
 
         scripts.append(("plotly", get_plotlyjs()))
         blobs |= {"plotly": pack.blob(get_plotlyjs().encode()), "figures": pack.json_blob(_sent(figures))}
-    blobs["meta"] = pack.json_blob(_meta(title, maps[0], sides, len(figures)))
+    meta = _meta(title, maps[0], sides, len(figures)) | {"concepts": _concepts(searched)}
+    blobs["meta"] = pack.json_blob(meta)
     traces: list[Any] = [trace for figure in figures for trace in figure.data]
     webgl = any(trace.type.endswith("gl") for trace in traces)
     path.write_text(_page(title, scripts, blobs, webgl), encoding="utf-8", newline="\n")
@@ -143,6 +155,15 @@ def _meta(title: str, map: NeuronMap, sides: list[dict[str, Any]], figures: int)
             "made with": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
         },
     }
+
+
+def _concepts(tables: Sequence[ConceptTable]) -> list[dict[str, Any]]:
+    """Each concept's name, and its tokens, the heaviest first."""
+    return [
+        {"name": name, "ids": [id for _, id in sorted(zip((-w for w in weights.tolist()), ids, strict=True))]}
+        for table in tables
+        for name, ids, weights in zip(table.names, table.ids, table.null.weights, strict=True)
+    ]
 
 
 def _side(map: NeuronMap, comparison: Comparison | None, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,15 @@
 // Queries and orders. A hit is one number: (pole * neurons + row) * k + rank.
 
+const folded = (text) => text.normalize("NFKC").trim().toLowerCase();
+
+/** A word and, of an English one, its plural. */
+function formsOf(word) {
+  if (!/^[a-z]+$/.test(word)) return [word];
+  if (/[^aeiou]y$/.test(word)) return [word, `${word.slice(0, -1)}ies`];
+  if (/(s|x|z|ch|sh)$/.test(word)) return [word, `${word}es`];
+  return [word, `${word}s`, ...(/o$/.test(word) ? [`${word}es`] : []), ...(/(lf|af|ife)$/.test(word) ? [word.replace(/fe?$/, "ves")] : [])];
+}
+
 class Search {
   constructor(meta, names) {
     this.meta = meta;
@@ -13,6 +23,7 @@ class Search {
     });
     this.n = rowCount(meta);
     this.k = meta.k;
+    this.off = new Set(); // tokens of a word that are switched off
   }
 
   open(side) {
@@ -68,8 +79,14 @@ class Search {
       write: (pole, at) => Math.abs(this.write(pole, at)),
       coherence: (pole, at) => Math.min(this.z(pole, at), Math.abs(this.write(pole, at))),
       kurtosis: (pole, at) => kurtosis[Math.floor(at / this.k)],
+      concept: (pole, at) => Math.abs(this.conceptZ(Math.floor(at / this.k))),
       effect: (pole, at) => this.side.validated.get(Math.floor(at / this.k))?.dlogp ?? -Infinity,
     }[order];
+  }
+
+  /** A neuron's mean z over the tokens of the concept that was asked for; it is 0 of a zero direction. */
+  conceptZ(row) {
+    return this.concept[row];
   }
 
   /** How many places among all top tokens each token has, on this side. */
@@ -97,7 +114,33 @@ class Search {
     if (id && Number(id[1]) < this.meta.d_vocab) return this.tokens([Number(id[1])], []);
     if (query === "") return { kind: "all" };
     const quoted = query.match(/^"([^]*)"$/);
-    return this.matching(quoted ? quoted[1] : query);
+    return (quoted ? null : this.word(query)) ?? this.matching(quoted ? quoted[1] : query);
+  }
+
+  /** A concept that the page was written with, in full; else a word, by the tokens that spell it and its plural. */
+  word(query) {
+    const number = this.meta.concepts.findIndex(({ name }) => name.toLowerCase() === query.trim().toLowerCase());
+    const own = number < 0 ? null : this.meta.concepts[number].ids;
+    if (own && !this.off.size && this.side.column[`concept.${number}`]) {
+      this.concept = this.side.column[`concept.${number}`];
+      return { kind: "concept", ids: own, also: [], word: own };
+    }
+    const counts = this.countsOf();
+    const all = own ?? this.spelling(query);
+    const word = all.filter((id) => counts[id]);
+    return word.length ? { ...this.tokens(word.filter((id) => !this.off.has(id)), []), word } : null;
+  }
+
+  spelling(query) {
+    if (!/^\p{L}[\p{L}\p{M}'’-]*$/u.test(query)) return [];
+    if (!this.spelled) {
+      this.spelled = new Map();
+      this.names.forEach((name, id) => {
+        const text = folded(name);
+        if (text) this.spelled.set(text, [...(this.spelled.get(text) ?? []), id]);
+      });
+    }
+    return formsOf(folded(query)).flatMap((form) => this.spelled.get(form) ?? []);
   }
 
   /** The tokens written exactly so; where they have no neuron, those that begin so; else those that hold it. */
@@ -149,14 +192,28 @@ class Search {
     return this.best(0, this.n, key, keep);
   }
 
-  of_token({ ids }, key, keep) {
+  /** Every neuron, at the pole that its mean z points to. */
+  of_concept(question, key, keep) {
+    const found = [];
+    for (let row = 0; row < this.n; row++) {
+      const z = this.conceptZ(row);
+      if (z && keep(row)) found.push((z < 0 ? this.n * this.k : 0) + row * this.k);
+    }
+    return Uint32Array.from(found);
+  }
+
+  /** Each place of these tokens; of a word's, the best at each pole of a neuron. */
+  of_token({ ids, word }, key, keep) {
     const wanted = new Uint8Array(this.meta.d_vocab);
     for (const id of ids) wanted[id] = 1;
     const found = [];
     this.side.poles.forEach((pole, sign) => {
       const offset = sign * this.n * this.k;
       for (let at = 0; at < pole.ids.length; at++) {
-        if (wanted[pole.ids[at]] && keep(Math.floor(at / this.k))) found.push(offset + at);
+        const row = Math.floor(at / this.k);
+        if (!wanted[pole.ids[at]] || !keep(row)) continue;
+        found.push(offset + at);
+        if (word) at = (row + 1) * this.k - 1;
       }
     });
     return Uint32Array.from(found);
