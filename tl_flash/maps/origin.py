@@ -26,6 +26,8 @@ class Source:
     repaired: int
     """Rows whose first screening did not prove their top tokens, so that they were done again."""
     versions: dict[str, str]
+    lens_made: str | None = None
+    """How that lens was made: the method, and of how many texts."""
 
 
 @dataclass(frozen=True, eq=False)
