@@ -97,7 +97,8 @@ def flash_decode(
         device=device,
         max_bytes=max_bytes,
     )
-    options = replace(options, lens=lens_of(model, lens, layers=layers, progress=progress))
+    if lens is not None:
+        options = replace(options, lens=lens_of(model, lens, layers=layers, progress=progress))
     job = Job.of(model, options, tokenizer=tokenizer)
     return job.assemble(track(job.run(job.units), f'decoding "{side}"', progress, total=len(job.units)))
 

@@ -123,11 +123,11 @@ def jacobian_lens(
 
 def lens_of(
     model: Any,
-    lens: JacobianLens | Literal["auto"] | None,
+    lens: JacobianLens | Literal["auto"],
     *,
     layers: Sequence[int] | None = None,
     progress: bool | None = None,
-) -> JacobianLens | None:
+) -> JacobianLens:
     """The lens given; for "auto" the mean-field lens of the package's own texts.
 
     Raises:
