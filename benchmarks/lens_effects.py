@@ -1,28 +1,34 @@
-"""How well a write reading predicts what a clamp does, with and without the Jacobian lens, by layer and dose.
+"""How well readings of what neurons write predict what clamping them does, by layer and dose, beside the ceiling.
 
-    python -m benchmarks.lens_effects MODEL [--surface bridge]
+    python -m benchmarks.lens_effects MODEL [--neurons 16] [--layers 0,5,10,15,20,25,29] [--exact 8] [--code]
 
-J comes from texts that the model writes itself; effects are measured on others, by `check_lens`. With `--explain` the
-same by what J was made from (more texts, the very texts that effects are measured on) and at a dose near zero.
+MODEL is a name, a folder, "base" (of the embedded pair) or "smollm2" and "gemma3" (`make models`). Effects are measured
+by `check_lens` on texts that no lens was made of: of this folder, or for models that know few words, drawn from the
+model or like its training texts. Seconds are of this machine as it was; where several works share it, they say
+nothing. With `--cost` an estimate for Llama 3.1 8B, by counting alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
-from tl_flash import check_lens, jacobian_lens, load_model
-from tl_flash.clamps import Mode
+from benchmarks import real_models
+from benchmarks.lens_texts import CODE, PROSE
+from tl_flash import JacobianLens, check_lens, demo, jacobian_lens, load_model
+from tl_flash.lens import own_texts
 
-DOSES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 RESULTS = Path(__file__).parent / "results"
+REAL = {"smollm2": real_models.SMOLLM2, "gemma3": real_models.GEMMA3}
+Texts = Sequence[str] | torch.Tensor | Sequence[torch.Tensor]
 
 
-def texts(model, count: int, length: int, seed: int) -> torch.Tensor:
+def drawn(model: Any, count: int, length: int, seed: int) -> torch.Tensor:
     """Token ids [text, position], drawn from the model from its beginning-of-sequence token on."""
     torch.manual_seed(seed)
     start = model.to_tokens("")[:, :1].repeat(count, 1)
@@ -31,84 +37,79 @@ def texts(model, count: int, length: int, seed: int) -> torch.Tensor:
     )
 
 
-def measure(model, neurons: int, seed: int) -> pd.DataFrame:
-    """The table of all layers, doses and both readings."""
-    lens = jacobian_lens(model, texts(model, 48, 40, seed))
-    errors = [round(error, 3) for error in lens.relative_error().tolist()]
-    print(f"{lens!r}; relative standard error by layer {errors}")
-    return check_lens(model, lens, texts(model, 24, 40, seed + 1), n=neurons, doses=DOSES)
+def of_model(name: str, surface: str, code: bool) -> tuple[Any, Texts | None, Texts]:
+    """The model, texts to make lenses of (None: the package's own) and others to measure effects on."""
+    if name in REAL:
+        model = load_model(REAL[name].folder, surface=surface)
+        return model, None, [model.to_tokens(text)[0, :32] for text in (CODE if code else PROSE)]
+    if name in demo.MODELS:
+        return demo.load(name, surface=surface), demo.texts(48), demo.texts(24, seed=1)
+    model = load_model(name, surface=surface)
+    return model, drawn(model, 48, 40, 0), drawn(model, 24, 40, 1)
 
 
-def explain(model, neurons: int, seed: int) -> pd.DataFrame:
-    """Correlations through the lens by what J was made from: clamps to 5 standard deviations, and 0.01 of one added."""
-    tested = texts(model, 24, 40, seed + 1)
-    sources = {
-        "48 texts": texts(model, 48, 40, seed),
-        "192 texts": texts(model, 192, 40, seed + 2),
-        "the texts tested": tested,
-        "one text, tested on it": tested[:1],
-    }
-    trials: tuple[tuple[float, Mode], ...] = ((0.01, "add"), (5.0, "set"))
-    parts = []
-    for name, source in sources.items():
-        lens = jacobian_lens(model, source)
-        on = tested[:1] if len(source) == 1 else tested
-        for dose, mode in trials:
-            frame = check_lens(model, lens, on, n=neurons, doses=(dose,), mode=mode)
-            parts.append(frame.assign(J=name, clamp=f"{mode} {dose:g} std"))
-    frame = pd.concat(parts)
-    return frame[frame["reading"] == "lens"].pivot_table(index="layer", columns=["clamp", "J"], values="correlation")
+def lenses(model: Any, texts: Texts | None, layers: Sequence[int] | None, exact: int) -> dict[str, JacobianLens]:
+    """Each method's; with `exact` 0 the mean-field one alone."""
+    made = {"mean_field": jacobian_lens(model, texts, layers=layers)}
+    if exact:
+        made["mixed"] = jacobian_lens(model, texts, layers=layers, method="mixed", exact_prompts=exact)
+        every = own_texts(model).rows if texts is None else texts
+        some = every[:: max(1, len(every) // exact)][:exact]
+        made["exact"] = jacobian_lens(model, some, layers=layers, method="exact")
+    for name, lens in made.items():
+        errors = [round(error, 3) for error in lens.relative_error().tolist()]
+        print(f"{name}: {lens.source.prompts} texts, {lens.source.seconds} s; relative standard error {errors}")
+    return made
 
 
-def cost(model, seed: int) -> str:
-    """Time of one sweep for all layers over that of the plain loop, a lens a layer."""
-    tokens, layers = texts(model, 8, 40, seed), range(len(model.blocks))
+def table(frame: pd.DataFrame) -> str:
+    """By layer and dose: the ceiling, each reading's correlation and its share of the ceiling."""
+    columns = frame.pivot(index=["dose", "layer"], columns="reading", values=["correlation", "share", "top_raised"])
+    ceiling = frame.groupby(["dose", "layer"])["ceiling"].first()
+    columns.insert(0, ("", "ceiling"), ceiling)
+    return columns.to_string(float_format="{:.2f}".format)
 
-    def timed(work) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
 
-    rounds = [
-        (
-            timed(lambda: jacobian_lens(model, tokens)),
-            timed(lambda: [jacobian_lens(model, tokens, layers=[layer]) for layer in layers]),
-        )
-        for _ in range(3)
-    ]
-    sweep, loop = (sorted(part)[1] for part in zip(*rounds, strict=True))
-    d_model, inner = 4096, 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    flop = d_model * 2 * inner * 48 * 40
+def cost() -> str:
+    """Of Llama 3.1 8B and 64 texts of 60 tokens: floating-point operations, by counting products of matrices."""
+    layers, d_model, d_mlp, heads, kv_heads, d_head, tokens = 32, 4096, 14336, 32, 8, 128, 64 * 60
+    attention = 2 * d_model * d_head * (heads + kv_heads)
+    weights = layers * (attention + 3 * d_model * d_mlp)
+    forward = 2 * weights * tokens
+    a_layer = 2 * tokens * (3 * d_model * d_mlp + d_model**2 + 2 * d_model * heads * d_head)  # (a n X), n n', v n'
+    matrices = 2 * 8 * d_model**2 * (d_mlp + heads * d_head)  # a batch of 8 texts: W_out diag(a) X and W_O core
+    chains = 3 * 2 * 2 * d_model**3
+    mean_field = forward + layers * (a_layer + matrices + chains)
+    exact = d_model * 2 * weights * tokens
     return (
-        f"all {len(layers)} layers from one sweep {sweep:.2f} s, a loop over layers {loop:.2f} s: "
-        f"{loop / sweep:.1f} times\n"
-        f"an estimate for Llama 3.1 8B, 48 texts of 40 tokens: d_model backward passes of 2 FLOP a weight and token, "
-        f"{flop:.1e} FLOP, {flop / 790e12:.0f} s at the 790 TFLOP/s of a bf16 product on an H100"
+        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
+        f"{mean_field / 790e12:.1f} s at the 790 TFLOP/s of a bf16 product on an H100; exact {exact:.1e} FLOP, "
+        f"{exact / 790e12:.0f} s"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a Hugging Face name or a model folder")
+    parser.add_argument("model", nargs="?", help="a name, a folder, base, smollm2 or gemma3")
     parser.add_argument("--surface", default="bridge")
-    parser.add_argument("--neurons", type=int, default=60, help="a layer")
+    parser.add_argument("--neurons", type=int, default=16, help="a layer")
+    parser.add_argument("--layers", type=lambda text: [int(each) for each in text.split(",")], help="such as 0,10,20")
+    parser.add_argument("--doses", type=lambda text: [float(each) for each in text.split(",")], default=[1.0, 5.0])
+    parser.add_argument("--exact", type=int, default=8, help="texts of the exact lens; 0 leaves it and the mixed out")
+    parser.add_argument("--code", action="store_true", help="measure effects on code")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--explain", action="store_true", help="where the lens falls short: texts, mean or dose")
-    parser.add_argument("--cost", action="store_true", help="time one sweep against a loop over layers")
+    parser.add_argument("--cost", action="store_true")
     arguments = parser.parse_args()
-    model = load_model(arguments.model, surface=arguments.surface)
-    if arguments.cost:
-        print(cost(model, arguments.seed))
+    if arguments.cost or arguments.model is None:
+        print(cost())
         return
-    if arguments.explain:
-        print(explain(model, arguments.neurons, arguments.seed).to_string(float_format="{:.2f}".format))
-        return
-    frame = measure(model, arguments.neurons, arguments.seed)
+    model, texts, tested = of_model(arguments.model, arguments.surface, arguments.code)
+    made = lenses(model, texts, arguments.layers, arguments.exact)
+    frame = check_lens(model, made, tested, n=arguments.neurons, doses=arguments.doses, seed=arguments.seed)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"lens_effects_{Path(arguments.model).name}.csv"
+    path = RESULTS / f"lens_effects_{Path(arguments.model).name}{'_code' * arguments.code}.csv"
     frame.to_csv(path, index=False, float_format="%.4f")
-    table = frame.pivot(index="layer", columns=["dose", "reading"], values=["correlation", "top_raised"])
-    print(table.to_string(float_format="{:.2f}".format))
+    print(table(frame))
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.test_neuron_map import Words
-from tl_flash import NeuronMap, decode_directions, demo
+from tl_flash import JacobianLens, NeuronMap, decode_directions, demo
 from tl_flash.cli import main
 
 
@@ -115,6 +115,17 @@ def test_a_lens_from_a_trained_model(capsys, tmp_path, stories_path):
     assert status == 0 and "from 2 prompts" in out
     status, out, _ = run(capsys, "decode", stories_path, "--side", "out", "--lens", lens, "-o", path)
     assert status == 0 and "through a lens" in out and NeuronMap.load(path).source.lens
+
+
+def test_a_lens_made_on_the_way(capsys, tmp_path, stories_path):
+    lens, path = tmp_path / "lens.safetensors", tmp_path / "map.safetensors"
+    status, out, _ = run(capsys, "lens", stories_path, "-o", lens)
+    assert status == 0 and "mean_field" in out and "from 64 prompts" in out
+    status, out, _ = run(capsys, "decode", stories_path, "--side", "out", "--lens", "auto", "-o", path)
+    assert status == 0 and "through a lens (mean_field, 64 texts)" in out
+    assert NeuronMap.load(path).source.lens == JacobianLens.load(lens).fingerprint
+    status, _, err = run(capsys, "lens", stories_path, "--method", "best", "-o", lens)
+    assert status == 1 and 'expected "mean_field", "exact" or "mixed"' in err
 
 
 def test_clamp_a_trained_model(capsys, stories_path):

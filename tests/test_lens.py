@@ -6,8 +6,18 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import compare, decode_directions, flash_decode, validate
+from tl_flash import (
+    artefacts,
+    compare,
+    decode_directions,
+    decode_to_file,
+    flash_decode,
+    load_model,
+    validate,
+)
 from tl_flash.clamps import Prompts
+from tl_flash.decode import resume
+from tl_flash.decode.parts import Parts
 from tl_flash.lens import JacobianLens, jacobian_lens
 from tl_flash.lens.lens import signature
 from tl_flash.weights import read
@@ -119,6 +129,65 @@ def test_a_lens_that_does_not_fit_is_refused(bridge, lens):
         flash_decode(bridge, lens=jacobian_lens(bridge, PROMPTS, layers=[1]))
     with pytest.raises(ValueError, match="same use of a lens"):
         compare(flash_decode(bridge), flash_decode(bridge, lens=lens))
+
+
+def test_a_lens_is_made_on_the_way(bridge, tmp_path):
+    made = jacobian_lens(bridge)
+    through = flash_decode(bridge, side="out", lens="auto", k=3)
+    given = flash_decode(bridge, side="out", lens=made, k=3)
+    assert through.source == given.source and through.source.lens_made == made.source.made
+    assert torch.equal(through.positive.ids, given.positive.ids)
+    x = torch.randn(3, 40)
+    directions = decode_directions(x, bridge, layer=0, lens="auto", k=3)
+    assert torch.equal(directions.positive.ids, decode_directions(x, bridge, layer=0, lens=made, k=3).positive.ids)
+    kept = decode_to_file(bridge, tmp_path / "map.safetensors", side="out", lens="auto", k=3)
+    assert torch.equal(kept.positive.ids, given.positive.ids) and kept.source.lens == made.fingerprint
+    assert not (tmp_path / "map.safetensors.parts").exists()
+
+
+def test_a_decode_that_was_killed_goes_on_with_its_lens(bridge, tmp_path, monkeypatch):
+    out = tmp_path / "map.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "keep", lambda self, part: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            decode_to_file(bridge, out, side="out", lens="auto", k=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "jacobian_lens", None)
+        resumed = decode_to_file(bridge, out, side="out", lens="auto", k=3)
+    whole = flash_decode(bridge, side="out", lens="auto", k=3)
+    assert torch.equal(resumed.positive.ids, whole.positive.ids)
+
+
+def test_what_does_not_run_has_no_lens(stories_path, bridge, monkeypatch):
+    advice = "is a checkpoint; load it first, as load_model"
+    for attempt in (
+        lambda: flash_decode(str(stories_path), lens="auto"),
+        lambda: decode_directions(torch.randn(2, 64), stories_path, layer=0, lens="auto"),
+        lambda: jacobian_lens(stories_path),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            attempt()
+    assert flash_decode(load_model(str(stories_path)), side="out", lens="auto", k=2).source.lens_made
+    with pytest.raises(TypeError, match="boot_transformers"):
+        jacobian_lens(families.hf_model("llama"))
+    with pytest.raises(ValueError, match="lens: expected a JacobianLens or \"auto\", got 'lens.safetensors'"):
+        flash_decode(bridge, lens="lens.safetensors")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no tokenizer for the package's own texts"):
+        patch.setattr(bridge, "tokenizer", None)
+        jacobian_lens(bridge)
+    with pytest.raises(ValueError, match="at least two tokens each"):
+        jacobian_lens(bridge, torch.tensor([[3]]))
+
+
+def test_files_of_format_1_are_read(bridge, tmp_path):
+    lens = exact_lens(bridge, PROMPTS)
+    old = {"model": "tiny/llama", "dtype": "float32", "positions": "all", "prompts": 3, "tokens": 15}
+    tensors = {"J": lens.J, "stderr": lens.stderr, "signature": lens.signature}
+    artefacts.write(
+        "tl_flash.JacobianLens", 1, {"layers": [0, 1], "source": old}, tensors, tmp_path / "old.safetensors"
+    )
+    loaded = JacobianLens.load(tmp_path / "old.safetensors")
+    assert torch.equal(loaded.J, lens.J) and loaded.source.method == "exact" and loaded.source.prompts == 3
 
 
 def test_validation_through_the_lens(bridge, lens):

@@ -189,7 +189,8 @@ def test_one_layer_is_held_at_a_time(bridge):
 
 def test_without_prompts_it_has_texts_of_its_own(bridge):
     lens = jacobian_lens(bridge)
-    assert lens.source.prompts == len(TEXTS) == 64 and lens.J.isfinite().all()
+    read_at_all = [text for text in TEXTS if bridge.to_tokens(text).shape[1] > 1]  # this tokenizer knows few letters
+    assert lens.source.prompts == len(read_at_all) and lens.J.isfinite().all() and len(TEXTS) == 64
     assert lens.source.method == "mean_field" and lens.source.seconds > 0
 
 

@@ -22,7 +22,10 @@ def decode(
     fold_ln: Annotated[bool, typer.Option(help="Fold the norms' scales in.")] = True,
     precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
-    lens: Annotated[Path | None, typer.Option(help="A Jacobian lens to carry what is written through.")] = None,
+    lens: Annotated[
+        str | None,
+        typer.Option(help="A Jacobian lens to carry what is written through: its file, or auto to make one."),
+    ] = None,
     surface: Annotated[
         str | None, typer.Option(help="Build the model first, as bridge or hooked; else its checkpoint is read.")
     ] = None,
@@ -30,12 +33,15 @@ def decode(
     """Decode every MLP neuron of a model and write the map.
 
     The checkpoint is read piece by piece. What is finished is kept beside the output: interrupted or killed, the same
-    command goes on from there. Under `torchrun -m tl_flash decode ...` the processes share the work.
+    command goes on from there. Under `torchrun -m tl_flash decode ...` the processes share the work. `--lens auto` has
+    to run the model, so it builds it, as bridge unless `--surface` says otherwise.
 
-    Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out`
+    Example: `tl-flash decode gpt2 -o gpt2.safetensors --side out --lens auto`
     """
     from tl_flash import JacobianLens, decode_to_file, load_model
 
+    if lens == "auto" and surface is None:
+        surface = "bridge"
     try:
         neurons = decode_to_file(
             model if surface is None else load_model(model, surface=surface),
@@ -46,7 +52,7 @@ def decode(
             layers=layer,
             tokens=token,
             fold_ln=fold_ln,
-            lens=None if lens is None else JacobianLens.load(lens),
+            lens=lens if lens in (None, "auto") else JacobianLens.load(lens),
             precision=precision,
             device=device,
         )

@@ -80,18 +80,23 @@ def layout(model: ModelName) -> None:
 
 def lens(
     model: ModelName,
-    prompts: Annotated[Path, typer.Argument(help="A text file, a prompt a line.")],
+    prompts: Annotated[
+        Path | None, typer.Argument(help="A text file, a prompt a line; by default texts of the package's own.")
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the lens.")] = Path("lens.safetensors"),
+    method: Annotated[str, typer.Option(help="mean_field, exact or mixed.")] = "mean_field",
     surface: Surface = None,
 ) -> None:
-    """Make the Jacobian lens of a model from prompts, for `tl-flash decode --lens`.
+    """Make the Jacobian lens of a model, for `tl-flash decode --lens`.
 
-    Example: `tl-flash lens gpt2 prompts.txt -o gpt2-lens.safetensors`
+    Example: `tl-flash lens gpt2 -o gpt2-lens.safetensors`
     """
     from tl_flash import jacobian_lens, load_model
 
-    texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    made = jacobian_lens(load_model(model, surface=surface), texts)
+    lines = [] if prompts is None else prompts.read_text(encoding="utf-8").splitlines()
+    texts = None if prompts is None else [line for line in lines if line.strip()]
+    loaded = load_model(model, surface=surface)
+    made = jacobian_lens(loaded, texts, method=method)  # pyright: ignore[reportArgumentType] - it checks
     made.save(out)
     typer.echo(f"{made}\nwrote {out}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from tl_flash.decode.assembly import (
     versions,
     with_lengths,
 )
-from tl_flash.lens import JacobianLens
+from tl_flash.lens import JacobianLens, lens_of
 from tl_flash.maps import NeuronMap, Source
 from tl_flash.vocab import Vocab
 from tl_flash.weights import UnembeddingWeights, fingerprint, is_centred, read, read_unembedding
@@ -38,7 +38,7 @@ def decode_directions(
     tokens: Sequence[str | int] | None = None,
     ignore_tokens: Sequence[str | int] | None = None,
     layer: int | None = None,
-    lens: JacobianLens | None = None,
+    lens: JacobianLens | Literal["auto"] | None = None,
     precision: str = "exact",
     device: str | torch.device | None = None,
     max_bytes: int | None = None,
@@ -60,7 +60,7 @@ def decode_directions(
         tokens: tokens whose logits to keep.
         ignore_tokens: tokens never to report.
         layer: after which the directions are written to the residual stream; a lens needs to know.
-        lens: carries the directions through the rest of the model, as in `flash_decode`.
+        lens: carries the directions through the rest of the model, as in `flash_decode`, "auto" included.
         precision: "exact" or "fast".
         device: where to compute.
         max_bytes: scratch memory.
@@ -96,6 +96,7 @@ def decode_directions(
             raise ValueError(
                 "lens: expected a lens, its layer, a model and fold_ln=True together, got only some of them"
             )
+        lens = lens_of(model_or_W_U, lens, layers=[layer])
         lens.require_model(weights)
         carried = lens.carry(carried, layer)
     vocab, final_norm = unread.vocab, unread.final_norm
@@ -142,6 +143,7 @@ def decode_directions(
             dtype=str(rows.dtype).removeprefix("torch."),
             fold_ln=fold_ln,
             lens=None if lens is None else lens.fingerprint,
+            lens_made=None if lens is None else lens.source.made,
             center_unembed=is_centred(unread.W_U),
             precision=precision,
             repaired=readout.repaired,

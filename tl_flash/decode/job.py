@@ -27,6 +27,7 @@ from tl_flash.decode.feed import Feed
 from tl_flash.decode.options import Options
 from tl_flash.decode.units import BLOCK, Part, Ready, Unit
 from tl_flash.kernel import Readout, Unembedding, parts
+from tl_flash.lens import JacobianLens
 from tl_flash.maps import NeuronMap, Source
 from tl_flash.weights import MLPWeights, Sums, chosen_layers, combined, digest, is_centred, read, require_side
 
@@ -54,13 +55,18 @@ class Job:
         layers = tuple(chosen_layers(options.layers, weights.n_layers))
         require_side(options.side, weights.sides)
         if options.lens is not None:
-            options.lens.require_model(weights)
+            _made(options.lens).require_model(weights)
             if not options.fold_ln:
                 raise ValueError("lens: it reads folded weights; expected fold_ln=True beside it, got False")
         _require_one_width(weights, layers)
         vocab = weights.vocab
         tracked, ignored = vocab.ids(options.tokens or []), vocab.ids(options.ignore_tokens or [])
         return cls(weights, options, layers, tracked, vocab.nameless() + ignored)
+
+    @property
+    def lens(self) -> JacobianLens | None:
+        """What carries the writes."""
+        return None if self.options.lens is None else _made(self.options.lens)
 
     @cached_property
     def n_experts(self) -> int | None:
@@ -129,7 +135,7 @@ class Job:
     def _writes(self, layer: int, neurons: slice) -> Float[Tensor, "n d_model"]:
         device = self.unembedding.device
         writes = self.weights.directions(layer, "out", fold_ln=self.options.fold_ln, neurons=neurons, device=device)
-        return writes if self.options.lens is None else self.options.lens.carry(writes, layer)
+        return writes if self.lens is None else self.lens.carry(writes, layer)
 
     def _directions(self, layer: int, neurons: slice) -> Float[Tensor, "n d_model"]:
         if self.options.side == "out":
@@ -188,7 +194,8 @@ class Job:
                 fingerprint=combined([self.unembedding_digest, *(part.digest for part in ordered)]),
                 dtype=weights.dtype,
                 fold_ln=self.options.fold_ln,
-                lens=None if self.options.lens is None else self.options.lens.fingerprint,
+                lens=None if self.lens is None else self.lens.fingerprint,
+                lens_made=None if self.lens is None else self.lens.source.made,
                 center_unembed=is_centred(weights.W_U),
                 precision=self.options.precision,
                 repaired=sum(part.repaired for part in ordered),
@@ -196,6 +203,12 @@ class Job:
                 final_norm=weights.final_norm,
             ),
         )
+
+
+def _made(lens: JacobianLens | str) -> JacobianLens:
+    if not isinstance(lens, JacobianLens):
+        raise TypeError(f'lens: expected a JacobianLens or "auto", got {lens!r}; make one with jacobian_lens')
+    return lens
 
 
 def _require_one_width(weights: MLPWeights, layers: Sequence[int]) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tl_flash.decode.job import Job
 from tl_flash.decode.options import Options
-from tl_flash.lens import JacobianLens
+from tl_flash.lens import JacobianLens, lens_of
 from tl_flash.maps import NeuronMap
 from tl_flash.progress import track
 
@@ -26,7 +26,7 @@ def flash_decode(
     fold_ln: bool = True,
     tokens: Sequence[str | int] | None = None,
     ignore_tokens: Sequence[str | int] | None = None,
-    lens: JacobianLens | None = None,
+    lens: JacobianLens | Literal["auto"] | None = None,
     precision: str = "exact",
     device: str | torch.device | None = None,
     max_bytes: int | None = None,
@@ -59,7 +59,8 @@ def flash_decode(
             vocabulary. Ids past the tokenizer's vocabulary are never reported.
         lens: carries what neurons write through the mean Jacobian of the rest of the model (`jacobian_lens`): side
             "out" then decodes J @ W_out, the neuron's effect on the output to first order, and `write_z` of every
-            side is through the lens.
+            side is through the lens. "auto" makes the mean-field lens of the package's own texts on the way, for which
+            the model has to run: a HookedTransformer or a TransformerBridge. `source.lens_made` says what was made.
         precision: "exact" proves every neuron's top tokens; "fast" leaves out the proof.
         device: where to compute; by default where W_U is.
         max_bytes: scratch memory.
@@ -96,6 +97,8 @@ def flash_decode(
         device=device,
         max_bytes=max_bytes,
     )
+    if lens is not None:
+        options = replace(options, lens=lens_of(model, lens, layers=layers, progress=progress))
     job = Job.of(model, options, tokenizer=tokenizer)
     return job.assemble(track(job.run(job.units), f'decoding "{side}"', progress, total=len(job.units)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,7 @@ class Options:
     fold_ln: bool
     tokens: Sequence[str | int] | None
     ignore_tokens: Sequence[str | int] | None
-    lens: JacobianLens | None
+    lens: JacobianLens | Literal["auto"] | None
     precision: str
     device: str | torch.device | None
     max_bytes: int | None

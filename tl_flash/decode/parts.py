@@ -132,7 +132,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "fold_ln": options.fold_ln,
         "tokens": job.tracked,
         "ignored": hashlib.sha256(repr(job.ignored).encode()).hexdigest()[:32],
-        "lens": None if options.lens is None else options.lens.fingerprint,
+        "lens": None if job.lens is None else job.lens.fingerprint,
         "precision": options.precision,
         "device": job.unembedding.device.type,
         "max_bytes": options.max_bytes,

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from tl_flash.decode.distributed import ranks
+from tl_flash.decode.distributed import Ranks, ranks
 from tl_flash.decode.job import Job
 from tl_flash.decode.neurons import options_of
 from tl_flash.decode.parts import Parts
+from tl_flash.lens import JacobianLens, jacobian_lens
 from tl_flash.maps import NeuronMap
 from tl_flash.progress import track
 
@@ -66,8 +67,11 @@ def decode_to_file(
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder to write the map to")
     with ranks(device) as group:
+        folder = out.with_name(f"{out.name}.parts")
+        if options.get("lens") == "auto":
+            options = options | {"lens": _kept_lens(model, folder / "lens.safetensors", group, progress)}
         job = Job.of(model, options_of(options | {"device": group.device}), tokenizer=tokenizer)
-        parts = Parts(out.with_name(f"{out.name}.parts"), job)
+        parts = Parts(folder, job)
         try:
             if group.first:
                 parts.begin()
@@ -86,6 +90,16 @@ def decode_to_file(
                 f"{parts.count()} of {len(job.units)} parts are done and kept in {parts.folder}; "
                 "the same command goes on from there"
             ) from None
+
+
+def _kept_lens(model: Any, path: Path, group: Ranks, progress: bool | None) -> JacobianLens:
+    """The lens that the first process makes of all layers, and keeps for the others and for another start."""
+    if group.first and not path.is_file():
+        made = jacobian_lens(model, progress=progress)
+        path.parent.mkdir(exist_ok=True)
+        made.save(path)
+    group.wait()
+    return JacobianLens.load(path)
 
 
 def _merge(job: Job, parts: Parts, out: Path) -> NeuronMap:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def check_lens(
     model: Any,
     lens: JacobianLens | Mapping[str, JacobianLens],
-    prompts: Sequence[str] | Tensor,
+    prompts: Sequence[str] | Tensor | Sequence[Tensor],
     *,
     n: int = 60,
     doses: Sequence[float] = (1.0, 5.0, 20.0),

@@ -1,7 +1,13 @@
-"""The lens wing: what the rest of a model makes of what is written in its middle, as a matrix a layer."""
+"""The lens wing: what the rest of a model makes of what is written in its middle, as a matrix a layer.
+
+One way to make it (`making`), by three methods: from forward passes alone (`mean_field`; `passages` are what they show,
+`blocks` what that says of a block, `factors` and `norms` the closed forms), by backward passes (`exact`), or both
+(`mixed`). `published` takes over those of others.
+"""
 
 from tl_flash.lens.lens import JacobianLens
-from tl_flash.lens.making import jacobian_lens
+from tl_flash.lens.making import jacobian_lens, lens_of
 from tl_flash.lens.targets import first_target, normalised
+from tl_flash.lens.texts import own_texts
 
-__all__ = ["JacobianLens", "first_target", "jacobian_lens", "normalised"]
+__all__ = ["JacobianLens", "first_target", "jacobian_lens", "lens_of", "normalised", "own_texts"]

@@ -109,7 +109,7 @@ class Block:
 
 def _is_whole(module: Any, passage: Passage) -> bool:
     """Whether all is there that the forms need."""
-    matrices = [getattr(getattr(module, part, None), name, None) for part, name in _MATRICES]
+    matrices: list[Any] = [getattr(getattr(module, part, None), name, None) for part, name in _MATRICES]
     shown = passage.pattern is not None and passage.post is not None and {"attn", "mlp"} <= passage.calls.keys()
     if not shown or not all(torch.is_tensor(matrix) and matrix.is_floating_point() for matrix in matrices):
         return False

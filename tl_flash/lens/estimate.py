@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
     stderr: Float[Tensor, "layer d_model d_model"]
     prompts: int
     """How many texts it is of: all that were given, unless fewer sufficed."""
-    tokens: int
-    """How many they have in all."""
+    tokens: int | None
+    """How many they have in all; None where that is not known."""
     measured: tuple[int, ...] = ()
     """Layers whose block has no closed form."""

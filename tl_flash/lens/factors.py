@@ -8,7 +8,8 @@ token is ever built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -53,15 +54,16 @@ def mlp_jacobian(
     """
     (n, r), (m, l) = entry, exit  # noqa: E741
     d, weight = W_out.shape[1], l * r
-    mixed = sum((weight @ a)[:, None] * X for a, X in zip(slopes, inputs, strict=True))
+    pairs = list(zip(slopes, inputs, strict=True))
+    mixed = _sum((weight @ a)[:, None] * X for a, X in pairs)
     total = W_out.T @ mixed
     if n is not None:
-        written = sum(a * (n @ X.T) for a, X in zip(slopes, inputs, strict=True)) @ W_out
+        written = _sum(a * (n @ X.T) for a, X in pairs) @ W_out
         if m is not None:
             written = written - m * (m * written).sum(-1, keepdim=True) / d
         total = total - (weight[:, None] * written).T @ n / d
     if m is not None:
-        seen = sum((a * (m @ W_out.T)) @ X for a, X in zip(slopes, inputs, strict=True))
+        seen = _sum((a * (m @ W_out.T)) @ X for a, X in pairs)
         total = total - (weight[:, None] * m).T @ seen / d
     return total
 
@@ -102,3 +104,7 @@ def attention_jacobian(
             seen = seen - through @ n / d
         total = total - torch.einsum("bte,btd->ed", l[..., None] * m, seen) / d
     return total
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, tensors)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import artefacts
+from tl_flash.clamps import Prompts
+from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.passages import require_hooks
+from tl_flash.lens.published import converted
 from tl_flash.lens.source import LensSource, signature
-from tl_flash.weights import MLPWeights, fingerprint
+from tl_flash.lens.texts import own_texts
+from tl_flash.weights import MLPWeights, fingerprint, read
 
 FORMAT = "tl_flash.JacobianLens"
 VERSION = 2
@@ -81,6 +89,50 @@ class JacobianLens:
                 f"{allowed}; make a lens of this model with jacobian_lens"
             )
 
+    @classmethod
+    def of(
+        cls, theirs: Any, model: Any, prompts: Sequence[str] | Tensor | None = None, *, batch_size: int = 8
+    ) -> JacobianLens:
+        """Take over a lens of TransformerLens's class of this name, fitted or from `neuronpedia/jacobian-lens`.
+
+        Theirs (Gurnee et al. 2026, arXiv 2607.15495) carries a change to before the final norm, without the last layer,
+        where it is the identity; it is summed over later positions and averaged over those of the change, from 16 on.
+        So it is multiplied by the mean Jacobian of the final norm, and the last layer is added. Base and fine-tuned
+        weights are too near to each other to be told apart by what they do: names and revisions do that, where known.
+
+        Args:
+            theirs: a `transformer_lens.tools.analysis.JacobianLens`.
+            model: the one that it was fitted to, as a HookedTransformer or a TransformerBridge, folded or not.
+            prompts: texts over which the final norm is averaged, and on which the lens is compared with the mean-field
+                one; by default those of `jacobian_lens`.
+            batch_size: prompts a forward pass.
+
+        Raises:
+            TypeError: no such lens or model.
+            ValueError: a lens of another model, or one that is unlike what this model's blocks do.
+        """
+        require_hooks(model)
+        weights = read(model)
+        texts = own_texts(model) if prompts is None else Prompts.of(model, prompts)
+        made, layers = converted(theirs, model, weights, texts, batch_size)
+        return cls.with_papers(made, weights, layers, "published")
+
+    @classmethod
+    def with_papers(
+        cls, made: Estimate, weights: MLPWeights, layers: Sequence[int], method: str, seconds: float | None = None
+    ) -> JacobianLens:
+        """An estimate with what tells where it comes from."""
+        source = LensSource(
+            model=weights.name,
+            dtype=weights.dtype,
+            method=method,
+            prompts=made.prompts,
+            tokens=made.tokens,
+            measured=made.measured,
+            seconds=None if seconds is None else round(seconds, 3),
+        )
+        return cls(made.J, made.stderr, tuple(layers), source, signature(weights))
+
     def save(self, path: str | Path) -> None:
         """Write the lens to one safetensors file, whole or not at all."""
         header = {"layers": list(self.layers), "source": asdict(self.source)}
@@ -100,9 +152,11 @@ class JacobianLens:
 
     def __repr__(self) -> str:
         source = self.source
+        tokens = "" if source.tokens is None else f" of {source.tokens} tokens in all"
+        seconds = "" if source.seconds is None else f" in {source.seconds:.1f} s"
+        error = float(self.relative_error().max())
+        told = "" if math.isnan(error) else f", relative standard error {error:.3f} at most"
         return (
             f"JacobianLens of {source.model} ({source.method}): layers {list(self.layers)}, d_model "
-            f"{self.J.shape[-1]}, from "
-            f"{source.prompts} prompts of {source.tokens} tokens in all, relative standard error "
-            f"{float(self.relative_error().max()):.3f} at most"
+            f"{self.J.shape[-1]}, from {source.prompts} prompts{tokens}{seconds}{told}"
         )

@@ -9,18 +9,15 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from tl_flash.clamps import Prompts
-from tl_flash.lens.estimate import Estimate
 from tl_flash.lens.exact import exact
 from tl_flash.lens.lens import JacobianLens
 from tl_flash.lens.mean_field import mean_field
 from tl_flash.lens.mixed import mixed
-from tl_flash.lens.source import LensSource, signature
-from tl_flash.lens.texts import TEXTS
-from tl_flash.weights import MLPWeights, chosen_layers, read
+from tl_flash.lens.passages import require_hooks
+from tl_flash.lens.texts import own_texts
+from tl_flash.weights import chosen_layers, read
 
 Method = Literal["mean_field", "exact", "mixed"]
-_LONGEST = 128
-"""Tokens that are used of a text of our own."""
 
 
 def jacobian_lens(
@@ -94,6 +91,7 @@ def jacobian_lens(
         >>> lens.J.shape == (model.cfg.n_layers, model.cfg.d_model, model.cfg.d_model)
         True
     """
+    require_hooks(model)
     weights = read(model)
     chosen = chosen_layers(layers, weights.n_layers)
     if method not in get_args(Method):
@@ -120,35 +118,24 @@ def jacobian_lens(
             made = exact(model, texts, chosen, max_error=max_error, **options)
         else:
             made = mixed(model, weights, texts, chosen, exact_prompts=exact_prompts, **options)
-    return _with_papers(made, weights, chosen, method, time.perf_counter() - start)
+    return JacobianLens.with_papers(made, weights, chosen, method, seconds=time.perf_counter() - start)
 
 
-def own_texts(model: Any) -> Prompts:
-    """`TEXTS` as the model's tokenizer reads them, cut where they are long.
+def lens_of(
+    model: Any,
+    lens: JacobianLens | Literal["auto"],
+    *,
+    layers: Sequence[int] | None = None,
+    progress: bool | None = None,
+) -> JacobianLens:
+    """The lens given; for "auto" the mean-field lens of the package's own texts.
 
     Raises:
-        ValueError: the model has no tokenizer, or one that knows none of their words.
+        TypeError: "auto", and the model cannot be run.
+        ValueError: another word.
     """
-    if getattr(model, "tokenizer", None) is None:
-        raise ValueError("prompts: this model has no tokenizer for the package's own texts; give token ids")
-    longest = min(model.cfg.n_ctx, _LONGEST)
-    rows = [model.to_tokens(text)[0, :longest] for text in TEXTS]
-    return Prompts.of(model, [row for row in rows if len(row) > 1])
-
-
-def _with_papers(made: Estimate, weights: MLPWeights, layers: list[int], method: str, seconds: float) -> JacobianLens:
-    return JacobianLens(
-        J=made.J,
-        stderr=made.stderr,
-        layers=tuple(layers),
-        source=LensSource(
-            model=weights.name,
-            dtype=weights.dtype,
-            method=method,
-            prompts=made.prompts,
-            tokens=made.tokens,
-            measured=made.measured,
-            seconds=round(seconds, 3),
-        ),
-        signature=signature(weights),
-    )
+    if not isinstance(lens, str):
+        return lens
+    if lens != "auto":
+        raise ValueError(f'lens: expected a JacobianLens or "auto", got {lens!r}; JacobianLens.load reads a file')
+    return jacobian_lens(model, layers=layers, progress=progress)

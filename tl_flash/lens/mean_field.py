@@ -43,6 +43,11 @@ def mean_field(
     return Estimate(J, stderr, len(texts.rows), sum(map(len, texts.rows)), measured)
 
 
+def field_of(model: Any, texts: Prompts, batch_size: int, progress: bool | None = None) -> MeanField:
+    """The local mean Jacobians over texts."""
+    return local_jacobians(model, texts, survey(model, texts), batch_size, progress)
+
+
 @dataclass(frozen=True, eq=False)
 class Local:
     """Mean Jacobians of one block: it is the product of (1 + part), the first part acting first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +24,23 @@ class LensSource:
     method: str
     """ "mean_field", "exact" or "mixed" (`jacobian_lens`), or "published" (`JacobianLens.of`)."""
     prompts: int
-    tokens: int
+    tokens: int | None
     measured: tuple[int, ...] = ()
     """Layers whose block has no closed form, so that its own mean Jacobian was measured row by row (mean-field)."""
     seconds: float | None = None
     """How long it took."""
 
+    @property
+    def made(self) -> str:
+        """The method, and of how many texts."""
+        return f"{self.method}, {self.prompts} texts"
+
     @classmethod
-    def of_header(cls, kept: dict[str, Any]) -> LensSource:
-        """What a file says; those of format 1 were all exact."""
-        if "method" not in kept:
-            return cls(**{name: value for name, value in kept.items() if name != "positions"}, method="exact")
-        return cls(**kept | {"measured": tuple(kept["measured"])})
+    def of_header(cls, kept: Mapping[str, Any]) -> LensSource:
+        """What a file says; those of format 1 were all exact, and said of which positions."""
+        fields = {"method": "exact", **kept, "measured": tuple(kept.get("measured", ()))}
+        fields.pop("positions", None)
+        return cls(**fields)
 
 
 def signature(weights: MLPWeights) -> Float[Tensor, "matrix sample"]:

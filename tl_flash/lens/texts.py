@@ -4,6 +4,29 @@ Stories, talk, facts, instructions, letters, lists, tables, code, mathematics an
 best on text like its own. They were written for this package.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+from tl_flash.clamps import Prompts
+
+_LONGEST = 128
+"""Tokens of a text that are used."""
+
+
+def own_texts(model: Any) -> Prompts:
+    """`TEXTS` as the model's tokenizer reads them, cut where they are long.
+
+    Raises:
+        ValueError: the model has no tokenizer, or one that knows none of their words.
+    """
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError("prompts: this model has no tokenizer for the package's own texts; give token ids")
+    longest = min(model.cfg.n_ctx, _LONGEST)
+    rows = [model.to_tokens(text)[0, :longest] for text in TEXTS]
+    return Prompts.of(model, [row for row in rows if len(row) > 1])
+
+
 TEXTS = (
     # Stories
     "The ferry was late again, and the passengers had begun to share what food they had. An old man cut an apple "

@@ -107,6 +107,7 @@ class NeuronMap(Readings):
             f"{self.d_mlp // (self.n_experts or 1)} neurons, "
             f'side "{self.side}", score "{self.score}", k={self.k}, d_vocab={self.d_vocab}, fold_ln={source.fold_ln}'
             + (", through a lens" if source.lens else "")
+            + (f" ({source.lens_made})" if source.lens_made else "")
         )
         if self.zero.any():
             text += f", {int(self.zero.sum())} zero directions without a reading"

@@ -28,6 +28,8 @@ class Source:
     versions: dict[str, str]
     final_norm: bool = True
     """Whether a norm comes before the unembedding; without one tau = 1, and probabilities see a direction's length."""
+    lens_made: str | None = None
+    """How that lens was made: the method, and of how many texts."""
 
 
 @dataclass(frozen=True, eq=False)
