@@ -117,7 +117,12 @@ REFUSED: dict[str, str] = {
 """What the refusal of a class says."""
 
 TINY = dict(
-    vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
 )
 ROUTED_ALONE = """
     Cohere2MoeForCausalLM FlexOlmoForCausalLM GptOssForCausalLM GraniteMoeForCausalLM JetMoeForCausalLM

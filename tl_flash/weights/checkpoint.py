@@ -1,4 +1,4 @@
-"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, the model is not built."""
+"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, none is copied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
@@ -43,7 +42,9 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
     seen = _found_of(config)
     shards = Shards(files)
     layout = _named_as(shards, seen)
-    shape = layout.unembedding.shape(*seen.shapes[seen.layout.unembedding.tensor][:: -1 if layout.unembedding.transposed else 1])
+    shape = layout.unembedding.shape(
+        *seen.shapes[seen.layout.unembedding.tensor][:: -1 if layout.unembedding.transposed else 1]
+    )
     d_vocab, d_model = shape[::-1] if layout.unembedding.transposed else shape
     opened = shards.opened()
     layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
@@ -93,7 +94,7 @@ def _found_of(config: dict[str, Any]) -> Found:
 
     name = next(iter(config.get("architectures") or []), None)
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not hasattr(model_class, "config_class"):
+    if model_class is None or not hasattr(model_class, "config_class"):
         raise ValueError(
             f"config.json: expected architectures to name a class of transformers {transformers.__version__}, got "
             f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"

@@ -88,7 +88,9 @@ class _Held:
         readable = [layer for layer, fault in faults.items() if fault is None]
         if not readable:
             reasons = "; ".join(sorted({fault for fault in faults.values() if fault}))
-            raise ValueError(f"model: expected a readable MLP in some layer, but none of {len(faults)} holds one: {reasons}")
+            raise ValueError(
+                f"model: expected a readable MLP in some layer, but none of {len(faults)} holds one: {reasons}"
+            )
         return readable
 
     @property
@@ -98,7 +100,11 @@ class _Held:
     def final_gain(self) -> Tensor | None:
         """What multiplies each coordinate before the unembedding."""
         cfg, norm = self.model.cfg, getattr(self.model, "ln_final", None)
-        if norm is None and cfg.normalization_type is not None and (self.layout is None or self.layout.final is not None):
+        if (
+            norm is None
+            and cfg.normalization_type is not None
+            and (self.layout is None or self.layout.final is not None)
+        ):
             raise ValueError("model: ln_final is missing, so the unembedding cannot be folded; expected a whole model")
         gain, scale = self._gain(norm), self._scale()
         if scale != 1:
@@ -184,7 +190,9 @@ class _Attributes(Mapping[str, Tensor]):
         path, _, leaf = name.rpartition(".")
         tensor = getattr(self._model.get_submodule(path), leaf, None)
         if not torch.is_tensor(tensor) or not tensor.is_floating_point():
-            raise ValueError(f"model: expected floating-point weights at {name}, got {type(tensor).__name__} (quantised?)")
+            raise ValueError(
+                f"model: expected floating-point weights at {name}, got {type(tensor).__name__} (quantised?)"
+            )
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -197,18 +205,19 @@ class _Attributes(Mapping[str, Tensor]):
 # Blocks of TransformerLens
 
 
-def _of_block(mlp: Any, **gains: Tensor | None) -> Layer:
+def _of_block(mlp: Any, gain_pre: Tensor | None, gain_post: Tensor | None) -> Layer:
     experts = getattr(mlp, "experts", None)
     if isinstance(experts, nn.ModuleList):
         names = ("W_in", "W_gate", "W_out")
         up, gate, down = (tuple(getattr(expert, name).weight.detach() for expert in experts) for name in names)
-        return Layer(up, tuple(matrix.T for matrix in down), gate, **gains)
+        return Layer(up, tuple(matrix.T for matrix in down), gate, gain_pre, gain_post)
     gate = getattr(mlp, "W_gate", None)
     return Layer(
         W_in=mlp.W_in.detach().T,
         W_out=mlp.W_out.detach(),
         W_gate=gate.detach().T if torch.is_tensor(gate) else None,
-        **gains,
+        gain_pre=gain_pre,
+        gain_post=gain_post,
     )
 
 

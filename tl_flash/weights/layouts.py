@@ -199,7 +199,9 @@ def _as_experts(shared: dict[str, tuple[Tensor, ...]], d_mlp: int) -> dict[str, 
     """A shared expert that is n times as wide as a routed one, as n of these."""
     if len(shared["W_in"][0]) % d_mlp:
         return shared
-    return {name: tuple(piece for matrix in matrices for piece in matrix.split(d_mlp)) for name, matrices in shared.items()}
+    return {
+        name: tuple(piece for matrix in matrices for piece in matrix.split(d_mlp)) for name, matrices in shared.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.found import Found, found
-from tl_flash.weights.layouts import Layout
 from tl_flash.weights.hooked import read_transformer_lens
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import MLPWeights
 from tl_flash.weights.reading import weights_of
 
@@ -30,8 +30,8 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
         return read_transformer_lens(model, tokenizer)
     if hasattr(model, "original_model"):
         raise ValueError(
-            f"model: expected a {type(model).__name__} with blocks and W_U, got one without (an encoder-decoder?); give "
-            "the Hugging Face model that it was made of, or its folder"
+            f"model: expected a {type(model).__name__} with blocks and W_U, got one without (an encoder-decoder?); "
+            "give the Hugging Face model that it was made of, or its folder"
         )
     if hasattr(model, "config") and hasattr(model, "get_parameter"):
         return _read_hugging_face(model, tokenizer)

@@ -121,7 +121,9 @@ class MLPWeights:
         require_side(side, self.sides)
         matrix: Matrix | None = getattr(self.layer(layer), _MATRIX[side])
         if matrix is None:
-            raise ValueError(f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"')
+            raise ValueError(
+                f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"'
+            )
         dtype = (matrix[0] if isinstance(matrix, tuple) else matrix).dtype
         if dtype not in _FLOATS:
             raise ValueError(f"layer {layer}: expected floating-point weights, got {dtype} (quantised?)")

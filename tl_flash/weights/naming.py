@@ -36,7 +36,11 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
         down = layout.layers[first].neurons[-1].down
         root = _root(names.whole(layout.prefix(first) + down.tensor, down), first)
     unembedding = next(
-        (name for one in (layout.unembedding.tensor, *layout.shared_with) if (name := saved.find(held[one])) is not None),
+        (
+            name
+            for one in (layout.unembedding.tensor, *layout.shared_with)
+            if (name := saved.find(held[one])) is not None
+        ),
         layout.unembedding.tensor,
     )
     return replace(

@@ -11,9 +11,7 @@ from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import Layer, MLPWeights
 
 
-def weights_of(
-    layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W_U: Tensor, **about: Any
-) -> MLPWeights:
+def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W_U: Tensor, **about: Any) -> MLPWeights:
     """The weights that a layout names.
 
     Args:
@@ -54,7 +52,9 @@ def first_readable(layout: Layout) -> int:
     """
     if layout.readable:
         return layout.readable[0]
-    faults = "; ".join(sorted({layer.fault or "no MLP that reads and writes the residual stream" for layer in layout.layers}))
+    faults = "; ".join(
+        sorted({layer.fault or "no MLP that reads and writes the residual stream" for layer in layout.layers})
+    )
     raise ValueError(f"{layout.class_name}: no layer's neurons can be read: {faults}")
 
 
@@ -67,7 +67,9 @@ def require_readable(layout: Layout, layers: Sequence[int]) -> None:
     for layer in layers:
         if layer not in layout.readable:
             why = layout.layers[layer].fault or "it has no MLP that reads and writes the residual stream"
-            raise ValueError(f"layer {layer}: its neurons cannot be read ({why}); give layers={layout.readable}, which can")
+            raise ValueError(
+                f"layer {layer}: its neurons cannot be read ({why}); give layers={layout.readable}, which can"
+            )
 
 
 def centres(layout: Layout) -> bool:
@@ -78,5 +80,7 @@ def centres(layout: Layout) -> bool:
     """
     kinds = {norm.centre for norm in layout.norms}
     if len(kinds) > 1:
-        raise ValueError(f"{layout.class_name}: some of its norms centre and some do not, which no map here can fold in")
+        raise ValueError(
+            f"{layout.class_name}: some of its norms centre and some do not, which no map here can fold in"
+        )
     return True in kinds
