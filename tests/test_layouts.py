@@ -1,8 +1,8 @@
 """Every class of models that transformers builds is read right, or refused by name: against measured effects.
 
-What a neuron writes is measured by turning its pre-activation up and down so far that nothing else counts, and looking at
-what its layer answers; what the unembedding reads, by putting a long vector in the place of what the last layer answers;
-what a neuron reads, by the gradient of its pre-activation. None of this knows of a norm.
+What a neuron writes is measured by turning it so far up that nothing else counts, and looking at what its layer
+answers; what the unembedding reads, by putting a long vector in the place of what the last layer answers; what a neuron
+reads, by the gradient of its pre-activation.
 """
 
 import copy
@@ -93,7 +93,7 @@ def vectors(model, layout, layer, side):
 
 
 def written(model, path, vector_in, vector_out):
-    """What a neuron adds to the stream, measured at every position: turned far up, it writes, and writes the reverse."""
+    """What a neuron adds to the stream at every position: turned far up, it writes, and then writes the reverse."""
     with scaled(vector_in, FAR):
         there = answered(model, path)
         with scaled(vector_out, -1):

@@ -217,9 +217,9 @@ def _require_one_width(weights: MLPWeights, layers: Sequence[int]) -> None:
     for layer, own in widths.items():
         if len(set(own)) > 1:
             raise ValueError(
-                f"layer {layer}: its shared expert has {own[-1]} neurons, no multiple of the {own[0]} of a routed one, so "
-                "that a map cannot hold both; decode_directions takes what weights.read(model).directions(layer, side) "
-                "gives: the routed experts' neurons, then the shared one's"
+                f"layer {layer}: its shared expert has {own[-1]} neurons, no multiple of the {own[0]} of a routed one, "
+                "and a map holds experts of one width; decode_directions takes what "
+                "weights.read(model).directions(layer, side) gives: the routed experts' neurons, then the shared one's"
             )
         if own != widths[layers[0]]:
             raise ValueError(

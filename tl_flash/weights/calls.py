@@ -14,6 +14,10 @@ _SAME_DIRECTION = 1e-7
 _TOLERANCE = 1e-4  # norms add an eps to the mean square
 
 
+class Unreadable(ValueError):
+    """Neurons that are there, but not as vectors in the residual stream."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of a module."""
@@ -27,6 +31,11 @@ class Call:
     order: int
     """How many calls ended before this one did."""
     given: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of a linear map."""
+        return self.module.get_parameter("weight")
 
     @property
     def is_linear(self) -> bool:
@@ -144,7 +153,7 @@ def unit(x: Tensor, centre: bool) -> Tensor:
 
 
 def passes(target: Tensor, source: Tensor) -> bool:
-    """Whether what is in source arrives in target as it is: each coordinate in its own place, all alike, none turned."""
+    """Whether what is in source arrives in target as it is: each coordinate in its own place, all alike."""
     return _passes(lambda column: rows(target)[-1, column], source)
 
 
@@ -182,7 +191,7 @@ def passes_beside(target: Tensor, written: Sequence[Tensor], source: Tensor) -> 
 def of_linear(call: Call) -> bool | None:
     """Whether the weight of a linear map is kept [input, output]; None where it is no map by its weight alone."""
     x, y = rows(call.x).detach(), rows(call.y).detach()
-    weight = call.module.weight.detach()  # pyright: ignore[reportAttributeAccessIssue]
+    weight = call.weight.detach()
     if weight.ndim == 3:
         sizes = (x.shape[-1], y.shape[-1])
         return weight.shape[1:] == sizes if weight.shape[1:] in (sizes, sizes[::-1]) else None

@@ -1,4 +1,4 @@
-"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, the model is not built."""
+"""A checkpoint folder, or a model on the Hugging Face hub, to MLPWeights: tensors are mapped, none is copied."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _found_of(config: dict[str, Any]) -> Found:
 
     name = next(iter(config.get("architectures") or []), None)
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not hasattr(model_class, "config_class"):
+    if model_class is None or not hasattr(model_class, "config_class"):
         raise ValueError(
             f"config.json: expected architectures to name a class of transformers {transformers.__version__}, got "
             f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"

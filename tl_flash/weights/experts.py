@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tl_flash.weights.calls import Call, rows
-from tl_flash.weights.layouts import Place
+from tl_flash.weights.calls import Call, Unreadable, rows
+from tl_flash.weights.dense import Seen
+from tl_flash.weights.layouts import Neurons, Place
 
 _NEURON = 3
 _COLUMN = 5
 
 
-@dataclass(frozen=True)
-class Experts:
-    """Up, gate and down of experts, by the names of the module's own parameters."""
+def routed_neurons(inside: Sequence[Call], path: str) -> list[Seen]:
+    """The experts in a layer whose matrices are stacks [expert, ., .] of one module.
 
-    up: Place
-    gate: Place | Literal[False] | None
-    """None without one; False where it cannot be told from the up."""
-    down: Place
+    Raises:
+        Unreadable: gate and up cannot be told apart.
+    """
+    found = [(call, neurons) for call in inside if (neurons := _experts_of(call, path)) is not None]
+    return [Seen(call.path, call.x, call.y, call.order, neurons) for call, neurons in found]
 
 
-def experts_of(call: Call) -> Experts | None:
-    """The experts that a module holds in stacks of matrices [expert, ., .]; None where it holds none."""
+def _experts_of(call: Call, path: str) -> Neurons | None:
     stacks = {name: p.detach() for name, p in call.module.named_parameters(recurse=False) if p.ndim == 3}
-    if len(stacks) < 2:
-        return None
-    d_model = call.y.shape[-1]
-    down = next((name for name in stacks if _writes_one_coordinate(call, stacks, name)), None)
+    down = next((name for name in stacks if len(stacks) > 1 and _writes_one_coordinate(call, stacks, name)), None)
     if down is None:
         return None
-    transposed = stacks[down].shape[1] == d_model
+    transposed = stacks[down].shape[1] == call.y.shape[-1]
     d_mlp = stacks[down].shape[2 if transposed else 1]
     alone = stacks | {down: _only_neuron(stacks[down], axis=2 if transposed else 1)}
     found = _rows_of_neuron(call, alone, down, d_mlp)
     if not found or len(found) > 2:
         return None
-    up, gate = found[0], None
-    if len(found) == 2:
-        bends = [_bends(call, alone, matrix, d_mlp) for matrix in found]
-        told = sorted(bends) == [False, True]
-        up, gate = (found[bends.index(False)], found[bends.index(True)]) if told else (up, False)
-    return Experts(up, gate, Place(down, transposed))
+    bends = [_bends(call, alone, place, d_mlp) for place in found] if len(found) == 2 else [False]
+    if sorted(bends)[0] or sum(bends) != len(found) - 1:
+        raise Unreadable(f"{call.path}: which of its two matrices is the gate cannot be told")
+    prefix = f"{call.path}.".removeprefix(path + ".")
+    up, *gates = [
+        replace(place, tensor=prefix + place.tensor) for _, place in sorted(zip(bends, found, strict=True), key=_bent)
+    ]
+    return Neurons(up, gates[0] if gates else None, Place(prefix + down, transposed), routed=True)
+
+
+def _bent(pair: tuple[bool, Place]) -> bool:
+    return pair[0]
 
 
 def _answer(call: Call, stacks: dict[str, Tensor]) -> Tensor:
@@ -102,12 +105,12 @@ def _row(part: int, parts: int, interleaved: bool, d_mlp: int) -> int:
 
 
 @torch.no_grad()
-def _bends(call: Call, stacks: dict[str, Tensor], matrix: Place, d_mlp: int) -> bool:
+def _bends(call: Call, stacks: dict[str, Tensor], place: Place, d_mlp: int) -> bool:
     """Whether the neuron's answer is bent in this vector of it: it is not in the up, whatever the activation."""
-    axis, answers = 2 if matrix.transposed else 1, []
+    axis, answers = 2 if place.transposed else 1, []
     for factor in (-1.0, 0.0, 1.0):
-        scaled = stacks[matrix.tensor].clone()
-        scaled.select(axis, _row(matrix.part, matrix.parts, matrix.interleaved, d_mlp)).mul_(factor)
-        answers.append(_answer(call, stacks | {matrix.tensor: scaled}))
+        scaled = stacks[place.tensor].clone()
+        scaled.select(axis, _row(place.part, place.parts, place.interleaved, d_mlp)).mul_(factor)
+        answers.append(_answer(call, stacks | {place.tensor: scaled}))
     bend = (answers[0] + answers[2] - 2 * answers[1]).abs().max()
     return bool(bend > 1e-6 * (answers[2] - answers[0]).abs().max())

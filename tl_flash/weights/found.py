@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tl_flash.weights.calls import Unreadable
 from tl_flash.weights.layouts import Layout, Shape
 from tl_flash.weights.naming import saved_layout
 from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, token_ids
-from tl_flash.weights.tracing import Unreadable, trace
+from tl_flash.weights.tracing import trace
 
 _SMALL = 2_000_000
 """Parameters up to which a model is traced itself, in a copy, and not a tiny one of its class."""
@@ -125,7 +126,7 @@ def _told(model_class: type) -> Iterator[None]:
         ) from fault
 
 
-def _traced(model: nn.Module) -> Layout:
+def _traced(model: Any) -> Layout:
     ids = token_ids()
     return trace(model, input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
 

@@ -244,19 +244,20 @@ class _Attributes(Mapping[str, Tensor]):
 # Blocks of TransformerLens
 
 
-def _of_block(mlp: Any, **gains: Tensor | None) -> Layer:
+def _of_block(mlp: Any, gain_pre: Tensor | None, gain_post: Tensor | None) -> Layer:
     experts = getattr(mlp, "experts", None)
     if isinstance(experts, nn.ModuleList):
         names = ("W_in", "W_gate", "W_out")
         up, gate, down = (tuple(getattr(expert, name).weight.detach() for expert in experts) for name in names)
-        return Layer(up, tuple(matrix.T for matrix in down), gate, **gains)
+        return Layer(up, tuple(matrix.T for matrix in down), gate, gain_pre, gain_post)
     gate = getattr(mlp, "W_gate", None)
     return Layer(
         W_in=mlp.W_in.detach().T,
         W_out=mlp.W_out.detach(),
         W_gate=gate.detach().T if torch.is_tensor(gate) else None,
         gain_neurons=_neuron_gain(mlp),
-        **gains,
+        gain_pre=gain_pre,
+        gain_post=gain_post,
     )
 
 

@@ -33,8 +33,8 @@ def read_model(model: Any, *, tokenizer: Any = None) -> MLPWeights:
         return read_transformer_lens(model, tokenizer)
     if hasattr(model, "original_model"):
         raise ValueError(
-            f"model: expected a {type(model).__name__} with blocks and W_U, got one without; give the Hugging Face model "
-            "that it was made of, or its folder"
+            f"model: expected a {type(model).__name__} with blocks and W_U, got one without (an encoder-decoder?); "
+            "give the Hugging Face model that it was made of, or its folder"
         )
     if _is_hugging_face(model):
         return _read_hugging_face(model, tokenizer)

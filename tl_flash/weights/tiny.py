@@ -1,4 +1,4 @@
-"""Tiny models of a config's class: as many layers of the same kinds, a few dimensions wide, no weight of the real model.
+"""Tiny models of a config's class: as many layers of the same kinds, a few dimensions wide, of random weights.
 
 What a layout is found on. Widths, heads, experts and tokens are made few; whatever tells one layer from another stays.
 """
