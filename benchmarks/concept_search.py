@@ -118,9 +118,10 @@ def main() -> None:
     sizes = {"hits": given.hits, "prompts": given.prompts, "controls": given.controls}
     folder = folders[given.model]
     frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), **sizes)
+    table = summary(frame, words, given.hits)
     RESULTS.mkdir(exist_ok=True)
-    frame.to_csv(RESULTS / f"concept_search_{given.model}.csv", index=False, float_format="%.4g")
-    print(summary(frame, words, given.hits).to_string(index=False, float_format="{:.2f}".format))
+    table.to_csv(RESULTS / f"concept_search_{given.model}.csv", index=False, float_format="%.3f")
+    print(table.to_string(index=False, float_format="{:.2f}".format))
 
 
 if __name__ == "__main__":
