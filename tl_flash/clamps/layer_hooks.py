@@ -43,7 +43,8 @@ class SiteHook:
     def idle(self) -> str | None:
         """What this clamp was asked to do and never did, or None."""
         if not self._fired:
-            return f"no forward pass went through {self.site.name}"
+            covered = "where an SAE has taken its place, model.reset_saes() gives it back"
+            return f"no forward pass went through {self.site.name} ({covered})"
         missed = None if self._sequence is None else self._sequence.missed(self._reached)
         return None if missed is None else f"at {self.site.name}, no pass reached {missed}"
 
