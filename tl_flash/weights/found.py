@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from math import log
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from tl_flash.weights.calls import Unreadable
@@ -20,7 +22,8 @@ from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, to
 from tl_flash.weights.tracing import trace
 
 _SMALL = 2_000_000
-"""Parameters up to which a model is traced itself, in a copy, and not a tiny one of its class."""
+"""Parameters up to which a copy of a model itself is traced, where its class cannot be made tiny."""
+_IDLE = ("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version")
 _FOUND: dict[tuple[type, str], Found] = {}
 _FAULTS = (
     ArithmeticError,
@@ -31,6 +34,7 @@ _FAULTS = (
     RuntimeError,
     TypeError,
     ValueError,
+    StrictDataclassError,
 )
 
 
@@ -78,28 +82,39 @@ def found(model_class: type, config: Any, model: nn.Module | None = None) -> Fou
     Args:
         model_class: a Hugging Face class.
         config: of the real model; sizes apart, the layout holds for all models of it.
-        model: the model itself where there is one: a small one is traced in a copy.
+        model: the model itself where there is one, in case that no tiny one can be made and it is small.
 
     Raises:
         NotTraced: no tiny model of it can be made and run.
         ValueError: what it does is not understood.
     """
-    key = (model_class, config.to_json_string(use_diff=False))
+    key = (model_class, _shape_of(config))
     if key not in _FOUND:
         _FOUND[key] = _trace(model_class, config, model)
     return _FOUND[key]
 
 
+def _shape_of(config: Any) -> str:
+    """What tells configs apart, without what says nothing of a layout."""
+    return json.dumps({name: value for name, value in config.to_dict().items() if name not in _IDLE}, default=str)
+
+
 def _trace(model_class: type, config: Any, model: nn.Module | None) -> Found:
     name = model_class.__name__
+    small = model is not None and sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
     try:
-        if model is not None and sum(parameter.numel() for parameter in model.parameters()) <= _SMALL:
+        try:
+            tiny = tiny_model(model_class, tiny_config(config))
+            layout = _traced(tiny)
+            if layout.scale != 1:
+                layout = _with_power(layout, _traced(tiny_model(model_class, tiny_config(config, wider=WIDER))))
+        except Unreadable:
+            raise
+        except _FAULTS:
+            if not small:
+                raise
             tiny = randomised(copy.deepcopy(model))
-            return Found(model_class, config, _traced(tiny), tiny)
-        tiny = tiny_model(model_class, tiny_config(config))
-        layout = _traced(tiny)
-        if layout.scale != 1:
-            layout = _with_power(layout, _traced(tiny_model(model_class, tiny_config(config, wider=WIDER))))
+            layout = _traced(tiny)
     except Unreadable as fault:
         raise ValueError(f"{name}: {fault}, so its neurons have no reading through the unembedding") from fault
     except _FAULTS as fault:  # whatever a class of models raises when it is made small and run

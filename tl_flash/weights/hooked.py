@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from tl_flash.weights.calls import unit
 from tl_flash.weights.found import NotTraced, found
 from tl_flash.weights.layouts import Layout, Norm
 from tl_flash.weights.mlp import Layer, MLPWeights, require_finite
-from tl_flash.weights.reading import centres, first_readable, require_readable
+from tl_flash.weights.reading import first_readable, require_readable
 from tl_flash.weights.tiny import token_ids
 
 # Without a layout: a bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
@@ -73,7 +73,7 @@ class _Held:
     @property
     def centre(self) -> bool:
         if self.layout is not None:
-            return centres(self.layout)
+            return self.layout.centre
         return (self.model.cfg.normalization_type or "").startswith("LN")
 
     @property
@@ -139,14 +139,18 @@ class _Held:
 
     def _by_layout(self, layout: Layout, layer: int) -> Layer:
         within, prefix, rows = self.model.original_model, layout.prefix(layer), layout.layers[layer]
-        gains = [gain for norm in rows.post if (gain := self._gain(_module(within, prefix, norm))) is not None]
+        gains = [gain for norm in rows.post if (gain := self._probe(norm, prefix)) is not None]
         scales = {
-            "gain_pre": None if rows.pre is None else self._gain(_module(within, prefix, rows.pre)),
+            "gain_pre": None if rows.pre is None else self._probe(rows.pre, prefix),
             "gain_post": torch.stack(gains).prod(0) if gains else None,
         }
         block = self.model.blocks[layer]
         if len(rows.neurons) == 1 and not rows.neurons[0].routed and _fault(block) is None:
-            return _of_block(block.mlp, **scales)
+            kinds = {
+                "centre_pre": rows.pre is not None and rows.pre.centre,
+                "centre_post": any(n.centre for n in rows.post),
+            }
+            return replace(_of_block(block.mlp, **scales), **kinds)
         if not any(neurons.routed for neurons in rows.neurons):
             raise ValueError(f"layer {layer}: {_fault(block) or 'several MLPs'}, which cannot be read of a bridge")
         tensors = _Attributes(within)
@@ -155,9 +159,12 @@ class _Held:
     def _gain(self, norm: Any) -> Tensor | None:
         return None if norm is None else probed_gain(norm, self.model.W_U, self.centre)
 
-
-def _module(model: nn.Module, prefix: str, norm: Norm) -> nn.Module | None:
-    return None if norm.weight is None else model.get_submodule(prefix + norm.weight.rpartition(".")[0])
+    def _probe(self, norm: Norm, prefix: str) -> Tensor | None:
+        """The gain of one of the layout's norms, as the model has it now."""
+        if norm.weight is None:
+            return None
+        module = self.model.original_model.get_submodule(prefix + norm.weight.rpartition(".")[0])
+        return probed_gain(module, self.model.W_U, norm.centre)
 
 
 @torch.no_grad()

@@ -31,6 +31,10 @@ class Layer:
     """Scale of the norm before the MLP, None where there is none or it is folded in already."""
     gain_post: Float[Tensor, " d_model"] | None = None
     """Scale of the norms that what the MLP writes still passes (Gemma 2 and 3, OLMo 2), multiplied together."""
+    centre_pre: bool | None = None
+    """Whether the norm before takes the mean off; None: as the final norm does."""
+    centre_post: bool | None = None
+    """The same of the norms after."""
     n_shared: int = 0
     """How many of the last experts every token passes; a wide one counts as several of the routed experts' width."""
 
@@ -69,7 +73,7 @@ class MLPWeights:
     """Neurons of the MLP of the first layer that has one, or of each of its experts."""
     d_model: int
     centre: bool
-    """Whether the norms are LayerNorm, which centres, and not RMSNorm."""
+    """Whether the final norm is LayerNorm, which takes the mean off, and not RMSNorm."""
     W_U: Float[Tensor, "d_model d_vocab"]
     final_gain: Float[Tensor, " d_model"] | None
     read_layer: Callable[[int], Layer] = field(repr=False)
@@ -168,12 +172,14 @@ class MLPWeights:
         if not fold_ln:
             return x
         read = self.layer(layer)
-        gain = read.gain_post if side == "out" else read.gain_pre
-        if side == "out" and gain is not None and self.centre:
+        after = side == "out"
+        gain, own = (read.gain_post, read.centre_post) if after else (read.gain_pre, read.centre_pre)
+        centre = self.centre if own is None else own
+        if after and centre and gain is not None:
             x = x - x.mean(-1, keepdim=True)  # which the norm does before it scales
         if gain is not None:
             x = x * require_finite(gain.detach().float(), f"layer {layer}: the norm's scale").to(x.device)
-        return x - x.mean(-1, keepdim=True) if self.centre else x
+        return x - x.mean(-1, keepdim=True) if self.centre or (centre and not after) else x
 
 
 def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
