@@ -57,8 +57,6 @@ def few_layers(config, n: int):
         for name, value in list(vars(part).items()):
             if name in _LAYERS and isinstance(value, int):
                 setattr(part, name, min(value, n))
-            elif name == "per_layer_config" and isinstance(value, dict):
-                setattr(part, name, {layer: given for layer, given in value.items() if int(layer) < n})
             elif isinstance(value, list) and before is not None and len(value) == before:
                 setattr(part, name, value[:n])
         if part is not config:
@@ -83,14 +81,18 @@ def model(name: str):
 
 _PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 _HUNYUAN = {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 1000.0, "factor": 1.0}
+_GEMMA_4 = dict(num_hidden_layers=4, layer_types=["sliding_attention"] * 3 + ["full_attention"])
 _EXPERTS = dict(n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=2, first_k_dense_replace=1)
 GIVEN: dict[str, dict] = {
     "DeepseekV2ForCausalLM": _EXPERTS,
     "Dots1ForCausalLM": _EXPERTS,
     "Gemma3nForCausalLM": dict(num_kv_shared_layers=0),
     "Glm4vForConditionalGeneration": dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[8, 12, 12]))),
-    "HunYuanDenseV1ForCausalLM": dict(rope_parameters=_HUNYUAN),
-    "HunYuanMoEV1ForCausalLM": dict(rope_parameters=_HUNYUAN, num_experts=4, moe_topk=2),
+    "Gemma4ForCausalLM": _GEMMA_4,
+    "Gemma4ForConditionalGeneration": dict(text_config=_GEMMA_4),
+    "Gemma4UnifiedForConditionalGeneration": dict(text_config=_GEMMA_4),
+    "HunYuanDenseV1ForCausalLM": dict(rope_parameters=_HUNYUAN, head_dim=128),
+    "HunYuanMoEV1ForCausalLM": dict(rope_parameters=_HUNYUAN, head_dim=128, num_experts=4, moe_topk=2),
     "Lfm2MoeForCausalLM": dict(
         num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "conv"], num_dense_layers=1
     ),
