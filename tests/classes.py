@@ -72,21 +72,27 @@ def model(name: str):
     config = tiny_config(few_layers(model_class.config_class(**given), N_LAYERS))
     torch.manual_seed(1)
     made = randomised(model_class(config), seed=1)
+    for path, parameter in made.named_parameters():
+        if "per_layer_projection" in path:  # Gemma 4's embedding of each layer, which would read what neurons write
+            parameter.data.zero_()
     assert sum(parameter.numel() for parameter in made.parameters()) < 120_000_000
     return made
 
 
 _PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
-_HUNYUAN = {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 1000.0}
+_HUNYUAN = {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 1000.0, "factor": 1.0}
+_GEMMA_4 = dict(num_hidden_layers=4, layer_types=["sliding_attention"] * 3 + ["full_attention"])
 _EXPERTS = dict(n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=2, first_k_dense_replace=1)
 GIVEN: dict[str, dict] = {
     "DeepseekV2ForCausalLM": _EXPERTS,
     "Dots1ForCausalLM": _EXPERTS,
     "Gemma3nForCausalLM": dict(num_kv_shared_layers=0),
-    "Gemma2ForCausalLM": dict(final_logit_softcapping=None),
     "Glm4vForConditionalGeneration": dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[8, 12, 12]))),
-    "HunYuanDenseV1ForCausalLM": dict(rope_parameters=_HUNYUAN),
-    "HunYuanMoEV1ForCausalLM": dict(rope_parameters=_HUNYUAN, num_experts=4, moe_topk=2),
+    "Gemma4ForCausalLM": _GEMMA_4,
+    "Gemma4ForConditionalGeneration": dict(text_config=_GEMMA_4),
+    "Gemma4UnifiedForConditionalGeneration": dict(text_config=_GEMMA_4),
+    "HunYuanDenseV1ForCausalLM": dict(rope_parameters=_HUNYUAN, head_dim=128),
+    "HunYuanMoEV1ForCausalLM": dict(rope_parameters=_HUNYUAN, head_dim=128, num_experts=4, moe_topk=2),
     "Lfm2MoeForCausalLM": dict(
         num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "conv"], num_dense_layers=1
     ),
@@ -127,6 +133,6 @@ TINY = dict(
 ROUTED_ALONE = """
     Cohere2MoeForCausalLM FlexOlmoForCausalLM GptOssForCausalLM GraniteMoeForCausalLM JetMoeForCausalLM
     MiniMaxM2ForCausalLM MixtralForCausalLM OlmoeForCausalLM PhimoeForCausalLM Qwen3MoeForCausalLM
-    Qwen3VLMoeForConditionalGeneration Lfm2MoeForCausalLM JambaForCausalLM
+    Qwen3VLMoeForConditionalGeneration Lfm2MoeForCausalLM JambaForCausalLM GraniteMoeSharedForCausalLM
 """.split()
 """Those whose last layer that has an MLP has no dense one and no shared expert."""

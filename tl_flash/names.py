@@ -53,6 +53,9 @@ class ExpertNeuron(NamedTuple):
 
     Prints as ``L3E5N17``. Maps take an ExpertNeuron, a ``(layer, expert, index)`` triple or the string alike.
 
+    Shared experts, which every token passes, are numbered on after the routed ones; one that is n times as wide as
+    these counts as n experts, its neurons in their order. So of DeepSeek-V3's 257, L3E256N17 is the shared one's.
+
     Example:
         >>> str(ExpertNeuron(3, 5, 17))
         'L3E5N17'

@@ -18,6 +18,9 @@ def clamp(
     mode: Annotated[str, typer.Option(help="set, add, multiply, floor or ceil.")] = "set",
     positions: Annotated[str | None, typer.Option(help="prompt, generated or last; by default all.")] = None,
     new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at most.")] = 24,
+    chat: Annotated[
+        bool, typer.Option(help="The texts are what a user says, in the tokenizer's chat template.")
+    ] = False,
     surface: Surface = None,
     as_json: Json = False,
 ) -> None:
@@ -31,9 +34,9 @@ def clamp(
 
     values = dict(neuron_value(text) for text in neurons)
     loaded = load_model(model, surface=surface)
-    before = [complete_text(loaded, text, new_tokens) for text in prompt]
+    before = [complete_text(loaded, text, new_tokens, chat=chat) for text in prompt]
     with clamped(loaded, values, mode=mode, positions=positions):  # pyright: ignore[reportArgumentType] - it checks
-        after = [complete_text(loaded, text, new_tokens) for text in prompt]
+        after = [complete_text(loaded, text, new_tokens, chat=chat) for text in prompt]
     records = [
         dict(zip(("prompt", "before", "after"), row, strict=True)) for row in zip(prompt, before, after, strict=True)
     ]

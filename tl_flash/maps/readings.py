@@ -51,7 +51,8 @@ class Readings:
     """Layers of the model, of which `layers` are decoded."""
     layers: tuple[int, ...]
     n_experts: int | None
-    """Experts of each layer, whose neurons follow one another along the second axis; None where the MLPs are dense."""
+    """Experts of each layer, the shared ones last (`ExpertNeuron`), whose neurons follow one another along the second
+    axis; None where the MLPs are dense."""
     d_model: int
     source: Source
     vocab: Vocab

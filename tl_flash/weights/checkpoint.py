@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
@@ -37,10 +38,7 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
     """
     files = Files(checkpoint)
     files.refuse_adapter()
-    config = files.json("config.json")
-    if config.get("quantization_config"):
-        raise ValueError(f"{checkpoint}: quantised, so its tensors are no weights; expected the unquantised model")
-    seen = _found_of(config)
+    seen = _found_of(files)
     shards = Shards(files)
     layout = _named_as(shards, seen)
     shape = layout.unembedding.shape(
@@ -82,17 +80,22 @@ def checkpoint_layout(checkpoint: str | Path) -> Layout:
         FileNotFoundError: no such folder or model.
         ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
-    return _found_of(Files(checkpoint).json("config.json")).saved
+    return _found_of(Files(checkpoint)).saved
 
 
-def _found_of(config: dict[str, Any]) -> Found:
-    """What is known of the class that a config names.
+def _found_of(files: Files) -> Found:
+    """What is known of the class that a checkpoint's config names.
 
     Raises:
         ValueError: transformers has no such class, the config is not one of it, or its layout cannot be found.
     """
     import transformers
 
+    config = files.json("config.json")
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{files.checkpoint}: quantised, so its tensors are no weights; expected the unquantised model"
+        )
     name = next(iter(config.get("architectures") or []), None)
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None or not hasattr(model_class, "config_class"):
@@ -101,8 +104,8 @@ def _found_of(config: dict[str, Any]) -> Found:
             f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"
         )
     try:
-        parsed = model_class.config_class.from_dict(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        parsed = model_class.config_class.from_pretrained(files.need("config.json", "expected it").parent)
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"config.json: no config of {name} ({error}); fetch it again") from error
     return found(model_class, parsed)
 
@@ -134,8 +137,17 @@ def _moved(layout: Layout, names: Sequence[str] | dict[str, str]) -> Layout | No
     final = layout.final
     if final is not None and final.weight is not None:
         final = replace(final, weight=roots[0] + final.weight.removeprefix(own))
-    shared = tuple(roots[0] + name.removeprefix(own) if name.startswith(own) else name for name in layout.shared_with)
-    return replace(layout, root=f"{roots[0]}{inner}.", final=final, shared_with=shared)
+    names = [
+        roots[0] + name.removeprefix(own) if name.startswith(own) else name
+        for name in (layout.unembedding.tensor, *layout.shared_with)
+    ]
+    return replace(
+        layout,
+        root=f"{roots[0]}{inner}.",
+        final=final,
+        unembedding=replace(layout.unembedding, tensor=names[0]),
+        shared_with=tuple(names[1:]),
+    )
 
 
 def _unembedding(layout: Layout, tensors: Opened) -> str:
@@ -148,8 +160,9 @@ def _unembedding(layout: Layout, tensors: Opened) -> str:
     names = [name for name in (own, *layout.shared_with) if name in tensors]
     twice = next((name for name in names[1:] if not torch.equal(tensors[name], tensors[names[0]])), None)
     if twice is not None:
+        first, second = sorted((names[0], twice))
         raise ValueError(
-            f"{names[0]} and {twice} differ, yet the config ties them (tie_word_embeddings); expected one unembedding: "
+            f"{first} and {second} differ, yet the config ties them (tie_word_embeddings); expected one unembedding: "
             "set tie_word_embeddings to false in config.json if the model was trained with two"
         )
     ends = [name for name in tensors if f".{name}".endswith(tuple(f".{end}" for end in _UNEMBEDDINGS))]

@@ -29,10 +29,10 @@ def routed_neurons(inside: Sequence[Call], path: str) -> list[Seen]:
 
 def _experts_of(call: Call, path: str) -> Neurons | None:
     stacks = {name: p.detach() for name, p in call.module.named_parameters(recurse=False) if p.ndim == 3}
-    down = next((name for name in stacks if len(stacks) > 1 and _writes_one_coordinate(call, stacks, name)), None)
-    if down is None:
+    ends = [(name, axis) for name in stacks if len(stacks) > 1 and (axis := _written_axis(call, stacks, name))]
+    if not ends:
         return None
-    transposed = stacks[down].shape[1] == call.y.shape[-1]
+    down, transposed = ends[0][0], ends[0][1] == 1
     d_mlp = stacks[down].shape[2 if transposed else 1]
     alone = stacks | {down: _only_neuron(stacks[down], axis=2 if transposed else 1)}
     found = _rows_of_neuron(call, alone, down, d_mlp)
@@ -67,14 +67,14 @@ def _gradients(call: Call, stacks: dict[str, Tensor], names: list[str]) -> list[
         return [*torch.autograd.grad(entry, [leaves[name] for name in names], materialize_grads=True)]
 
 
-def _writes_one_coordinate(call: Call, stacks: dict[str, Tensor], name: str) -> bool:
-    """Whether one coordinate of the answer depends on one coordinate of a stack alone, along the axis of d_model."""
-    d_model = call.y.shape[-1]
-    if d_model not in stacks[name].shape[1:]:
-        return False
-    axis = 1 if stacks[name].shape[1] == d_model else 2
+def _written_axis(call: Call, stacks: dict[str, Tensor], name: str) -> int | None:
+    """The axis of a stack along which one coordinate of the answer depends on one coordinate alone; None where none."""
     (gradient,) = _gradients(call, stacks, [name])
-    return gradient.movedim(axis, 0).flatten(1).abs().sum(1).nonzero().flatten().tolist() == [_COLUMN]
+    for axis in (1, 2):
+        by_coordinate = gradient.movedim(axis, 0).flatten(1).abs().sum(1)
+        if len(by_coordinate) == call.y.shape[-1] and by_coordinate.nonzero().flatten().tolist() == [_COLUMN]:
+            return axis
+    return None
 
 
 def _only_neuron(down: Tensor, axis: int) -> Tensor:
@@ -89,15 +89,19 @@ def _rows_of_neuron(call: Call, stacks: dict[str, Tensor], down: str, d_mlp: int
     names = [name for name, stack in stacks.items() if name != down and d_model in stack.shape[1:]]
     found: list[Place] = []
     for name, gradient in zip(names, _gradients(call, stacks, names), strict=True):
-        transposed = gradient.shape[1] == d_model
-        by_row = (gradient.mT if transposed else gradient).abs().sum((0, 2))
-        touched = set(by_row.nonzero().flatten().tolist())
-        parts = len(by_row) // d_mlp
-        for interleaved in (False, True)[:parts]:
-            if touched and touched <= {_row(part, parts, interleaved, d_mlp) for part in range(parts)}:
-                found += [Place(name, transposed, part, parts, interleaved) for part in range(parts)]
-                break
+        found += _places(name, gradient, d_mlp, d_model, False) or _places(name, gradient, d_mlp, d_model, True)
     return found
+
+
+def _places(name: str, gradient: Tensor, d_mlp: int, d_model: int, transposed: bool) -> list[Place]:
+    """Where in a stack the vectors of the neuron that is left lie, if they lie along this axis."""
+    by_row = (gradient.mT if transposed else gradient).abs()
+    touched = set(by_row.sum((0, 2)).nonzero().flatten().tolist())
+    parts = by_row.shape[1] // d_mlp if by_row.shape[2] == d_model else 0
+    for interleaved in (False, True)[:parts]:
+        if touched and touched <= {_row(part, parts, interleaved, d_mlp) for part in range(parts)}:
+            return [Place(name, transposed, part, parts, interleaved) for part in range(parts)]
+    return []
 
 
 def _row(part: int, parts: int, interleaved: bool, d_mlp: int) -> int:

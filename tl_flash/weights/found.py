@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from math import log
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from tl_flash.weights.calls import Unreadable
@@ -20,7 +22,8 @@ from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, to
 from tl_flash.weights.tracing import trace
 
 _SMALL = 2_000_000
-"""Parameters up to which a model is traced itself, in a copy, and not a tiny one of its class."""
+"""Parameters up to which a copy of a model itself is traced, where its class cannot be made tiny."""
+_IDLE = ("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version")
 _FOUND: dict[tuple[type, str], Found] = {}
 _FAULTS = (
     ArithmeticError,
@@ -31,6 +34,7 @@ _FAULTS = (
     RuntimeError,
     TypeError,
     ValueError,
+    StrictDataclassError,
 )
 
 
@@ -85,7 +89,7 @@ def found(model_class: type, config: Any, model: nn.Module | None = None) -> Fou
         NotTraced: no tiny model of it can be made and run.
         ValueError: what it does is not understood.
     """
-    key = (model_class, config.to_json_string(use_diff=False))
+    key = (model_class, _shape_of(config))
     if key not in _FOUND:
         try:
             _FOUND[key] = _of_class(model_class, config)
@@ -94,6 +98,11 @@ def found(model_class: type, config: Any, model: nn.Module | None = None) -> Fou
                 raise
             return _of_model(model, config)  # of this one alone, whatever was changed in it
     return _FOUND[key]
+
+
+def _shape_of(config: Any) -> str:
+    """What tells configs apart, without what says nothing of a layout."""
+    return json.dumps({name: value for name, value in config.to_dict().items() if name not in _IDLE}, default=str)
 
 
 def _of_class(model_class: type, config: Any) -> Found:

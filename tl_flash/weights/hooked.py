@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tl_flash.weights.found import NotTraced, found
 from tl_flash.weights.layouts import Layout, Norm
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
 from tl_flash.weights.probes import require_plain, require_readable
-from tl_flash.weights.reading import centres, first_readable, require_readable_layers
+from tl_flash.weights.reading import first_readable, require_readable_layers
 from tl_flash.weights.tiny import token_ids
 
 # Without a layout: a bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
@@ -38,7 +38,6 @@ def read_transformer_lens(model: Any, tokenizer: Any) -> MLPWeights:
         **vars(_unembedding(held, tokenizer)),
         n_layers=len(model.blocks),
         d_mlp=first.d_mlp,
-        centre_reads=held.centre,
         read_layer=held.layer,
         sides=("in", "gate", "out") if first.W_gate is not None else ("in", "out"),
     )
@@ -97,7 +96,7 @@ class _Held:
     @property
     def centre(self) -> bool:
         if self.layout is not None:
-            return centres(self.layout)
+            return self.layout.centre
         return (self.model.cfg.normalization_type or "").startswith("LN")
 
     @property
@@ -172,18 +171,23 @@ class _Held:
         if fault is not None:
             raise ValueError(f"layer {layer}: {fault}; give layers={self.readable}, which can be read")
         pre, post = _roles(block, layer, self.model.cfg)
-        return _of_block(block.mlp, gain_pre=self._gain(pre), gain_post=self._gain(post))
+        read = _of_block(block.mlp, gain_pre=self._gain(pre), gain_post=self._gain(post))
+        return replace(read, centre_pre=self.centre)
 
     def _by_layout(self, layout: Layout, layer: int) -> Layer:
         within, prefix, rows = self.model.original_model, layout.prefix(layer), layout.layers[layer]
-        gains = [gain for norm in rows.post if (gain := self._gain(_module(within, prefix, norm))) is not None]
+        gains = [gain for norm in rows.post if (gain := self._probe(norm, prefix)) is not None]
         scales = {
-            "gain_pre": None if rows.pre is None else self._gain(_module(within, prefix, rows.pre)),
+            "gain_pre": None if rows.pre is None else self._probe(rows.pre, prefix),
             "gain_post": torch.stack(gains).prod(0) if gains else None,
         }
         block = self.model.blocks[layer]
         if len(rows.neurons) == 1 and not rows.neurons[0].routed and _fault(block) is None:
-            return _of_block(block.mlp, **scales)
+            kinds = {
+                "centre_pre": rows.pre is not None and rows.pre.centre,
+                "centre_post": any(n.centre for n in rows.post),
+            }
+            return replace(_of_block(block.mlp, **scales), **kinds)
         if not any(neurons.routed for neurons in rows.neurons):
             raise ValueError(f"layer {layer}: {_fault(block) or 'several MLPs'}, which cannot be read of a bridge")
         tensors = _Attributes(within)
@@ -192,9 +196,12 @@ class _Held:
     def _gain(self, norm: Any, *, centre: bool | None = None) -> Tensor | None:
         return None if norm is None else probed_gain(norm, self.model.W_U, self.centre if centre is None else centre)
 
-
-def _module(model: nn.Module, prefix: str, norm: Norm) -> nn.Module | None:
-    return None if norm.weight is None else model.get_submodule(prefix + norm.weight.rpartition(".")[0])
+    def _probe(self, norm: Norm, prefix: str) -> Tensor | None:
+        """The gain of one of the layout's norms, as the model has it now."""
+        if norm.weight is None:
+            return None
+        module = self.model.original_model.get_submodule(prefix + norm.weight.rpartition(".")[0])
+        return probed_gain(module, self.model.W_U, norm.centre)
 
 
 @torch.no_grad()

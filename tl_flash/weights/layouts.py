@@ -164,7 +164,9 @@ class LayerLayout:
             gain_post=torch.stack(gains).prod(0) if gains else None,
         )
 
-    def put_together(self, parts: list[dict[str, tuple[Tensor, ...]]], **gains: Tensor | None) -> Layer:
+    def put_together(
+        self, parts: list[dict[str, tuple[Tensor, ...]]], *, gain_pre: Tensor | None, gain_post: Tensor | None
+    ) -> Layer:
         """The layer of what each of its neurons' places holds."""
         names = [*parts[0]]
         if len(parts) > 1:
@@ -173,7 +175,14 @@ class LayerLayout:
         if not any(neurons.routed for neurons in self.neurons):
             matrices = {name: matrix[0] for name, matrix in matrices.items()}
         n_shared = sum(len(part["W_in"]) for part in parts[1:])
-        return Layer(**matrices, **gains, n_shared=n_shared)  # pyright: ignore[reportArgumentType] - by its fields' names
+        return Layer(
+            **matrices,  # pyright: ignore[reportArgumentType] - the names are its fields
+            gain_pre=gain_pre,
+            gain_post=gain_post,
+            centre_pre=self.pre is not None and self.pre.centre,
+            centre_post=any(norm.centre for norm in self.post),
+            n_shared=n_shared,
+        )
 
     def shapes(self, prefix: str, sizes: Sequence[Size], d_model: int) -> dict[str, Shape]:
         """The tensors that it needs, and the shape that each must have."""
@@ -235,10 +244,9 @@ class Layout:
         return [at for at, layer in enumerate(self.layers) if layer.neurons]
 
     @property
-    def norms(self) -> list[Norm]:
-        """All norms that are folded in."""
-        found = [norm for layer in self.layers for norm in (layer.pre, *layer.post)] + [self.final]
-        return [norm for norm in found if norm is not None]
+    def centre(self) -> bool:
+        """Whether the final norm takes the mean off."""
+        return self.final is not None and self.final.centre
 
     def final_gain(self, tensors: Mapping[str, Tensor], d_model: int) -> Tensor | None:
         """What multiplies each coordinate before the unembedding, float32 [d_model]; None where nothing does."""

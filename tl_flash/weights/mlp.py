@@ -34,6 +34,10 @@ class Layer:
     """Scale of the norms that what the MLP writes still passes (Gemma 2 and 3, OLMo 2), multiplied together."""
     gain_neurons: Float[Tensor, " d_mlp"] | None = None
     """Scale of a LayerNorm over the neurons, between their activation and W_out (SoLU)."""
+    centre_pre: bool | None = None
+    """Whether the norm before takes the mean off; None: as the final norm does."""
+    centre_post: bool | None = None
+    """The same of the norms after."""
     n_shared: int = 0
     """How many of the last experts every token passes; a wide one counts as several of the routed experts' width."""
 
@@ -94,8 +98,6 @@ class MLPWeights(UnembeddingWeights):
     """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
     identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
-    centre_reads: bool | None = None
-    """Whether the norms before the MLPs centre, where they are not as the final one."""
 
     @property
     def d_vocab(self) -> int:
@@ -178,17 +180,18 @@ class MLPWeights(UnembeddingWeights):
         if not fold_ln:
             return x
         read = self.layer(layer)
-        if side == "out" and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
+        after = side == "out"
+        if after and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
             of_neurons = require_finite(read.gain_neurons.detach().to(wide), f"layer {layer}: mlp.ln's scale")
             common = of_neurons @ read.W_out.detach().to(wide) / read.d_mlp  # what centring the neurons takes off
             x = x * of_neurons[neurons, None].to(x.device) - common.to(x.device)
-        gain = read.gain_post if side == "out" else read.gain_pre
-        if side == "out" and gain is not None and self.centre:
+        gain, own = (read.gain_post, read.centre_post) if after else (read.gain_pre, read.centre_pre)
+        centre = self.centre if own is None else own
+        if after and centre and gain is not None:
             x = x - x.mean(-1, keepdim=True)  # which the norm does before it scales
         if gain is not None:
             x = x * require_finite(gain.detach().to(wide), f"layer {layer}: the norm's scale").to(x.device)
-        centre = self.centre if side == "out" or self.centre_reads is None else self.centre_reads
-        return x - x.mean(-1, keepdim=True) if centre else x
+        return x - x.mean(-1, keepdim=True) if self.centre or (centre and not after) else x
 
 
 def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:

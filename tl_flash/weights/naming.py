@@ -35,6 +35,7 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
         first = layout.readable[0]
         down = layout.layers[first].neurons[-1].down
         root = _root(names.whole(layout.prefix(first) + down.tensor, down), first)
+    aliases = (layout.unembedding.tensor, *layout.shared_with)
     unembedding = next(
         (
             name
@@ -49,7 +50,7 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
         layers=tuple(names.layer(one, layout.prefix(at), f"{root}{at}.") for at, one in enumerate(layout.layers)),
         final=layout.final and names.norm(layout.final, "", ""),
         unembedding=replace(layout.unembedding, tensor=unembedding),
-        shared_with=tuple(name for name in layout.shared_with if name != unembedding),
+        shared_with=tuple(name for name in aliases if name != unembedding),
     )
 
 

@@ -21,7 +21,7 @@ def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W
         about: what else `MLPWeights` is to say.
 
     Raises:
-        ValueError: no layer can be read, or the norms are of two kinds.
+        ValueError: no layer can be read.
     """
     first = first_readable(layout)
 
@@ -34,7 +34,7 @@ def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W
         n_layers=len(layout.layers),
         d_mlp=read.d_mlp,
         d_model=W_U.shape[0],
-        centre=centres(layout),
+        centre=layout.centre,
         W_U=W_U,
         final_gain=layout.final_gain(tensors(), W_U.shape[0]),
         read_layer=read_layer,
@@ -70,17 +70,3 @@ def require_readable_layers(layout: Layout, layers: Sequence[int]) -> None:
             raise ValueError(
                 f"layer {layer}: its neurons cannot be read ({why}); give layers={layout.readable}, which can"
             )
-
-
-def centres(layout: Layout) -> bool:
-    """Whether the norms are LayerNorm.
-
-    Raises:
-        ValueError: some are and some are not.
-    """
-    kinds = {norm.centre for norm in layout.norms}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{layout.class_name}: some of its norms centre and some do not, which no map here can fold in"
-        )
-    return True in kinds

@@ -1,0 +1,54 @@
+"""Bridges of classes whose norms have other names, flags or places than Llama's are read as the model within is."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from transformer_lens.model_bridge import TransformerBridge
+
+from tests import classes, families
+from tl_flash import weights
+
+READ = """
+    CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM NemotronForCausalLM
+    Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
+""".split()
+
+
+def bridge_of(name, compatible):
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    double = classes.model(name)
+    model = type(double)(copy.deepcopy(double.config)).float().eval()
+    model.load_state_dict(double.state_dict())
+    model.config.architectures = [name]
+    truth = weights.read(model)
+    directions = {
+        (layer, side): truth.directions(layer, side).clone()
+        for layer in weights.layout(model).readable
+        for side in truth.sides
+    }
+    made = TransformerBridge.boot_transformers("tiny/x", hf_model=model, tokenizer=families.tokenizer(), device="cpu")
+    if compatible:
+        made.enable_compatibility_mode(disable_warnings=True)
+    return made, directions
+
+
+@pytest.mark.filterwarnings("ignore:.*ArchitectureAdapter does not support:UserWarning")
+@pytest.mark.parametrize("compatible", [False, True], ids=["raw", "compatible"])
+@pytest.mark.parametrize("name", READ)
+def test_a_bridge_is_read_as_the_model_within(name, compatible):
+    bridge, directions = bridge_of(name, compatible)
+    read = weights.read(bridge)
+    for (layer, side), truth in directions.items():
+        torch.testing.assert_close(read.directions(layer, side), truth, rtol=0, atol=1e-5 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["BertLMHeadModel", "BertForMaskedLM"])
+def test_a_head_of_several_layers_is_refused_in_a_bridge(name):
+    model = type(classes.model(name))(copy.deepcopy(classes.model(name).config)).float().eval()
+    model.config.architectures = [name]
+    made = TransformerBridge.boot_transformers("tiny/x", hf_model=model, tokenizer=families.tokenizer(), device="cpu")
+    with pytest.raises(ValueError, match="between the last layer and the unembedding is more than a norm"):
+        weights.read(made)
