@@ -221,11 +221,47 @@ def test_q_controls_the_false_discovery_rate_and_finds_what_was_planted():
     assert np.mean(false) < 0.1 and np.mean(found) > 0.5
 
 
-def test_a_freak_token_shows_against_matched_tokens(bridge):
-    table = concepts(bridge, ["dog"], sides=["out"])
-    shuffled, matched = table.p_values("dog")
-    assert (table.q_values("dog") >= np.maximum(shuffled, matched)).all()
-    assert 0 < matched.min() and matched.max() <= 1
+def scaled(d_vocab=2_000):
+    """A Llama of 400 neurons whose columns of W_U are of many lengths; and its tokens, the longest columns first."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=d_vocab, hidden_size=64, intermediate_size=400, num_hidden_layers=1, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.normal_().mul_(torch.linspace(0.3, 3.0, d_vocab)[torch.randperm(d_vocab), None])
+    return model, model.lm_head.weight.norm(dim=1).argsort(descending=True)
+
+
+@pytest.mark.parametrize("share", [slice(0, 200), slice(900, 1100), slice(1800, 2000)])
+def test_p_values_against_tokens_are_uniform_for_random_tokens_of_any_length(share):
+    model, by_length = scaled()
+    some = torch.randperm(200, generator=torch.Generator().manual_seed(1))[:96]  # the others are there to compare with
+    drawn = by_length[share][some].reshape(24, 4).tolist()
+    table = concepts(model, {str(at): dict.fromkeys(ids, 1.0) for at, ids in enumerate(drawn)}, sides=["in"])
+    p = np.stack([table.p_values(name)[1] for name in table.names])
+    assert kstest(p.flatten(), "uniform").statistic < 0.03, "with tokens of any length it would be 0.1 and more"
+    assert abs((p < 0.01).mean() - 0.01) < 0.005
+
+
+def test_a_neuron_of_many_hot_tokens_is_told_from_one_of_the_concept():
+    model, by_length = scaled()
+    hot, concept = by_length[:200:4].tolist(), by_length[100:104].tolist()
+    W = model.lm_head.weight.data - model.lm_head.weight.data.mean(0)
+    with torch.no_grad():
+        rows = model.model.layers[0].mlp.down_proj.weight.T
+        rows[0] = W[concept].sum(0)  # of the concept alone
+        rows[1] = W[concept[0]]  # of one of its tokens
+        rows[2] = W[hot[:12]].sum(0)  # of others
+    hits = find_neurons(model, "four", tokens=concept, side="out", n=400)
+    found = {hit.neuron.index: hit for hit in hits}
+    assert hits[0].neuron.index == 0 and hits[0].q_value < 0.01 and hits[0].breadth > 3
+    assert found[1].breadth < 2 and found[1].token == f"<{concept[0]}>"
+    assert found[1].p_tokens > found[0].p_tokens
+    for hit in hits[:50]:
+        assert hit.q_value >= max(hit.p_value, hit.p_tokens)
 
 
 # Clamps

@@ -48,6 +48,10 @@ class Scan:
     """By concept."""
     weights: Float[Tensor, "token concept"]
     """Of each of the concepts' tokens in each concept; every concept's sum to 1."""
+    lengths: Float[Tensor, " token"]
+    """Of the concepts' tokens' columns."""
+    random_lengths: Float[Tensor, " token"]
+    """Of those of the random ones."""
     share: Float[Tensor, "token bin"]
     """Of each random token in its bin: 1 / their number."""
     bin_of: Int64[Tensor, " token"]
@@ -75,6 +79,8 @@ class Scan:
             all=Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn])),
             ids=tuple(tuple(tokens) for tokens in sets),
             weights=weights.to(unembedding.device),
+            lengths=lengths[ids],
+            random_lengths=lengths[torch.cat(drawn)].to(unembedding.device),
             share=share.to(unembedding.device),
             bin_of=torch.bucketize(lengths[ids], inner, right=True),
             places=places,
@@ -96,7 +102,7 @@ def _drawn_by_length(
     lengths: Float[Tensor, " d_vocab"], never: Sequence[int], seed: int
 ) -> tuple[list[Int64[Tensor, " token"]], Float[Tensor, " edge"]]:
     """Random tokens from equal shares of the vocabulary, ordered by length of column, and the lengths between these."""
-    others = torch.ones(len(lengths), dtype=torch.bool)
+    others = lengths > 0
     others[list(never)] = False
     left = others.nonzero()[:, 0]
     if len(left) < _FEWEST:
@@ -130,7 +136,7 @@ class _Reading:
         breadth, top = self._plan.carried(z, means)
         for kept, made in ((self.z, means), (self.breadth, breadth), (self.top, top)):
             kept[:, here] = made.T.to("cpu", kept.dtype)
-        moments = moments_by_bin(random, self._plan.share)
+        moments = moments_by_bin(random / self._plan.random_lengths, self._plan.share)
         for kept, made in zip((self.mean, self.variance, self.kurtosis), moments, strict=True):
             kept[here] = made.cpu()
         if block.start == 0:
@@ -224,6 +230,7 @@ def scan(
             bin_variance=torch.stack([reading.variance for reading in every]),
             token_kurtosis=torch.stack([reading.kurtosis for reading in every]),
             weights=tuple(plan.weights[place, at].cpu() for at, place in enumerate(plan.places)),
+            lengths=tuple(plan.lengths[place] for place in plan.places),
             bins=tuple(plan.bin_of[place] for place in plan.places),
         ),
         model=weights.name,

@@ -15,7 +15,7 @@ class ConceptNull:
 
     *Shuffled neurons*: directions that take each coordinate from another neuron of the layer; the tokens stay, with
     all that they have in common. *Matched tokens*: the neuron stays, and each token gives way to a random one whose
-    column of W_U' is about as long. The moments of both are kept. A tail is that of Pearson's symmetric curve of the
+    column of W_U' is about as long, and is taken for as long. The moments of both are kept. A tail is that of Pearson's symmetric curve of the
     null's variance and kurtosis (Pearson 1916: Student's t above the normal's kurtosis, a beta below), and never less
     than the normal's beyond its shoulders.
     """
@@ -26,12 +26,14 @@ class ConceptNull:
     kurtosis: Float[Tensor, "concept reading"]
     """Excess, of shuffled neurons of all layers, each layer's in its own location and scale."""
     bin_mean: Float[Tensor, "reading neuron bin"]
-    """Of each neuron's z over tokens of about one length of column, and so is the variance."""
+    """Of each neuron's z, over the length of the token's column, over tokens of about one length; so is the variance."""
     bin_variance: Float[Tensor, "reading neuron bin"]
     token_kurtosis: Float[Tensor, "reading neuron"]
-    """Excess, of each neuron's z over those tokens of all lengths."""
+    """Excess, of the same over those tokens of all lengths."""
     weights: tuple[Float[Tensor, " token"], ...]
     """By concept, of its tokens; they sum to 1."""
+    lengths: tuple[Float[Tensor, " token"], ...]
+    """By concept, of its tokens' columns."""
     bins: tuple[Int64[Tensor, " token"], ...]
     """By concept, the lengths that its tokens are matched in."""
 
@@ -46,7 +48,7 @@ class ConceptNull:
             layer: each neuron's layer, by number.
         """
         shuffled = (z - self.location[concept][:, layer]) / self.scale[concept][:, layer]
-        w, at = self.weights[concept], self.bins[concept]
+        w, at = self.weights[concept] * self.lengths[concept], self.bins[concept]
         variances = w.square() * self.bin_variance[..., at]  # [reading, neuron, token]
         variance = variances.sum(-1)
         matched = (z - (w * self.bin_mean[..., at]).sum(-1)) / variance.sqrt()
