@@ -69,7 +69,8 @@ def _require_plain(model: nn.Module, seen: Found) -> None:
     """
     layout = seen.layout
     names = [f"{layout.prefix(at)}{name}" for at in layout.readable for name in layout.layers[at].names]
-    for name in [*names, layout.unembedding.tensor]:
+    final = [] if layout.final is None or layout.final.weight is None else [layout.final.weight]
+    for name in [*names, *final, layout.unembedding.tensor]:
         path = name.rpartition(".")[0]
         plain = type(seen.tiny.get_submodule(path))
         try:
