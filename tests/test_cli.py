@@ -74,6 +74,18 @@ def test_show(capsys, map_path):
     assert len(json.loads(out)) == 4
 
 
+def test_layout(capsys, tmp_path):
+    import transformers
+
+    config = transformers.Qwen3MoeConfig(num_hidden_layers=3, mlp_only_layers=[0])
+    config.architectures = ["Qwen3MoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    status, out, _ = run(capsys, "layout", tmp_path)
+    assert status == 0 and "layer 0\n  dense: up mlp.up_proj.weight" in out
+    assert "layers 1-2\n  routed: up mlp.experts.{}.up_proj.weight; gate mlp.experts.{}.gate_proj.weight" in out
+    assert "reads: RMSNorm (post_attention_layernorm.weight)" in out and "unembedding: lm_head.weight" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

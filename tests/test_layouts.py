@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import transformers
+from torch.nn.utils import parametrize, prune
 
 from tests import classes
-from tl_flash import weights
+from tl_flash import flash_decode, weights
 from tl_flash.weights.tiny import token_ids
 
 FAR = 1e7
@@ -238,3 +239,55 @@ def test_what_has_no_reading_is_refused_by_name(name, message):
 def test_a_softcap_does_not_scale():
     config = transformers.Gemma2Config(**classes.TINY, head_dim=8, final_logit_softcapping=2.0)
     assert weights.layout(transformers.Gemma2ForCausalLM(config)).scale == 1
+
+
+def test_a_scale_that_goes_with_the_width_is_that_of_the_model():
+    config = transformers.T5Config(
+        d_model=96, d_kv=8, d_ff=40, num_layers=2, num_heads=4, vocab_size=97, tie_word_embeddings=True
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    gain = model.decoder.final_layer_norm.weight.detach() / 96**0.5
+    torch.testing.assert_close(weights.read(model).final_gain, gain)
+
+
+def changed(how):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**classes.TINY)).eval()
+    linear = model.model.layers[1].mlp.up_proj
+    if how == "mask":
+        prune.random_unstructured(linear, "weight", 0.5)
+    elif how == "parametrisation":
+        parametrize.register_parametrization(linear, "weight", torch.nn.Softplus())
+    else:
+        model.model.layers[1].mlp.up_proj = torch.nn.Sequential(linear)
+    return model
+
+
+@pytest.mark.parametrize("how", ["mask", "parametrisation", "wrapper"])
+def test_a_module_that_was_changed_is_refused(how):
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj was changed: expected Linear.*merge_and_unload"):
+        weights.read(changed(how))
+
+
+def test_a_mask_made_permanent_is_read():
+    model = changed("mask")
+    prune.remove(model.model.layers[1].mlp.up_proj, "weight")
+    assert bool((weights.read(model).directions(1, "in", fold_ln=False) == 0).any())
+
+
+def test_shared_experts_are_numbered_on_after_the_routed_ones():
+    model = built("DeepseekV3ForCausalLM")
+    layer = weights.layout(model).readable[-1]
+    read, mlp = weights.read(model).layer(layer), model.model.layers[layer].mlp
+    routed, width = mlp.experts.down_proj.shape[0], mlp.experts.down_proj.shape[2]
+    assert read.n_experts == routed + read.n_shared and read.widths == [width] * read.n_experts
+    assert torch.equal(torch.cat(read.W_in[routed:]), mlp.shared_experts.up_proj.weight)
+
+
+def test_a_shared_expert_of_an_odd_width_is_read_and_in_no_map():
+    config = transformers.Qwen2MoeConfig(
+        **classes.TINY, moe_intermediate_size=24, shared_expert_intermediate_size=36, num_experts=4
+    )
+    model = transformers.Qwen2MoeForCausalLM(config).eval()
+    assert len(weights.read(model).directions(0, "out")) == 4 * 24 + 36
+    with pytest.raises(ValueError, match="its shared expert has 36 neurons, no multiple of the 24 of a routed one"):
+        flash_decode(model)

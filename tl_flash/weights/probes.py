@@ -102,7 +102,10 @@ class HeldTensors(Mapping[str, Tensor]):
             require_linear(module, path)
             self._probed.add(name)
         if not torch.is_tensor(held):
-            raise KeyError(name)
+            raise ValueError(
+                f"model: {name} is missing, which models of its class have; expected the model as its class makes it (was "
+                "a module replaced?)"
+            )
         return getattr(module, leaf).detach()  # anew: a pruned module makes it when it runs
 
     def __contains__(self, name: object) -> bool:

@@ -59,6 +59,8 @@ _FEW = {
     "hc_lowrank": 8,
     "gated_norm_rank": 4,
 }
+_TOWERS = "vision_config audio_config".split()
+_DEPTHS = "depth depths num_hidden_layers num_layers encoder_layers".split()
 _ROTARY = "default linear dynamic yarn longrope llama3 proportional mrope".split()
 _MAMBA_HEADS = "mamba_n_heads mamba_num_heads n_mamba_heads".split()
 _MAMBA_HEAD_SIZES = "mamba_d_head mamba_head_dim mamba_headdim".split()
@@ -110,12 +112,21 @@ def _shrink(config: Any, wider: int) -> None:
     for name, value in given.items():
         if hasattr(value, "to_dict"):
             _shrink(value, wider)
+            if name in _TOWERS:
+                _flatten(value)
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             setattr(config, name, _plain_rotary(value))
         elif value is not None and not isinstance(value, bool):
             new = _each(value, lambda one, name=name: _few(name, one, heads, width, expert, rope, wider))
             if new is not value:
                 setattr(config, name, new)
+
+
+def _flatten(tower: Any) -> None:
+    """Leave one layer of a tower for images or sound, through which no token ids pass."""
+    for name in _DEPTHS:
+        if getattr(tower, name, None):
+            setattr(tower, name, _each(getattr(tower, name), lambda depth: min(depth, 1)))
 
 
 def _each(value: Any, change: Any) -> Any:
