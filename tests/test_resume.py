@@ -289,7 +289,7 @@ def test_reading_ahead_takes_few_threads_and_leaves_the_others_theirs():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        seen = list(feed._ahead(torch.get_num_threads() for _ in range(3)))
+        seen = list(feed.made_ahead(torch.get_num_threads() for _ in range(3)))
         with ThreadPoolExecutor(1) as another:
             assert another.submit(torch.get_num_threads).result() == torch.get_num_threads() == 4
     finally:
