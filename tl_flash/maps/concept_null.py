@@ -13,11 +13,11 @@ from torch import Tensor
 class ConceptNull:
     """What the mean z over each concept's tokens would be by chance, in two senses of chance.
 
-    *Shuffled neurons*: directions that take each coordinate from another neuron of the layer; the tokens stay, with all
-    that they have in common. *Matched tokens*: the neuron stays, and each token gives way to a random one whose column
-    of W_U' is about as long, and is taken for as long. The moments of both are kept. A tail is that of Pearson's
-    symmetric curve of the null's variance and kurtosis (Pearson 1916: Student's t above the normal's kurtosis, a beta
-    below), and never less than the normal's beyond its shoulders.
+    *Shuffled neurons*: directions that take each coordinate from another neuron of the layer; the tokens stay, with
+    all that they have in common. *Matched tokens*: the neuron stays, and each token gives way to a random one whose
+    column of W_U' is about as long, and is taken for as long. The moments of both are kept. A tail is that of
+    Pearson's symmetric curve of the null's variance and kurtosis (Pearson 1916: Student's t above the normal's
+    kurtosis, a beta below), and never less than the normal's beyond its shoulders.
     """
 
     location: Float[Tensor, "concept reading layer"]

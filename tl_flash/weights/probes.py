@@ -103,8 +103,8 @@ class HeldTensors(Mapping[str, Tensor]):
             self._probed.add(name)
         if not torch.is_tensor(held):
             raise ValueError(
-                f"model: {name} is missing, which models of its class have; expected the model as its class makes it (was "
-                "a module replaced?)"
+                f"model: {name} is missing, which models of its class have; expected the model as its class makes it "
+                "(was a module replaced?)"
             )
         return getattr(module, leaf).detach()  # anew: a pruned module makes it when it runs
 
