@@ -56,12 +56,12 @@ class Local:
     tokens: int
 
     @classmethod
-    def of_all(cls, locals: Sequence[Local]) -> Local:
+    def of_all(cls, several: Sequence[Local]) -> Local:
         """Those over the tokens of all."""
-        tokens = sum(each.tokens for each in locals)
-        columns = zip(*(each.parts for each in locals), strict=True)
-        weights = [each.tokens / tokens for each in locals]
-        return cls(tuple(sum(map(torch.mul, column, weights)) for column in columns), tokens)  # pyright: ignore
+        tokens = sum(each.tokens for each in several)
+        columns = zip(*(each.parts for each in several), strict=True)
+        means = [sum(part * each.tokens / tokens for part, each in zip(c, several, strict=True)) for c in columns]
+        return cls(tuple(map(torch.as_tensor, means)), tokens)
 
     def block(self) -> Square:
         """The mean Jacobian of the residual stream after the block by that before it."""
