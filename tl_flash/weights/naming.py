@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_flash.weights.layouts import LayerLayout, Layout, Neurons, Norm, Place
 
 
 def saved_layout(layout: Layout, model: Any) -> Layout:
-    """The same layout by the names that `save_pretrained` gives, which are those of published checkpoints.
+    """The same layout by the names that `save_pretrained` gives, which published checkpoints have too.
 
     Args:
         layout: by the names of the model's parameters.
@@ -25,10 +22,10 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
     Raises:
         ValueError: some tensor is saved in a form that is not understood.
     """
+    from transformers.core_model_loading import revert_weight_conversion
+
     held = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        saved = _Saved({k: v for path in Path(folder).glob("*.safetensors") for k, v in load_file(path).items()})
+    saved = _Saved(revert_weight_conversion(model, model.state_dict()))
     names = _Names(held, saved)
     root = layout.root
     if layout.readable:

@@ -124,6 +124,9 @@ def _shrink(config: Any, wider: int) -> None:
 
 def _flatten(tower: Any) -> None:
     """Leave one layer of a tower for images or sound, through which no token ids pass."""
+    kinds = getattr(tower, "layer_types", None)
+    if kinds:
+        tower.layer_types = kinds[:1]
     for name in _DEPTHS:
         if getattr(tower, name, None):
             setattr(tower, name, _each(getattr(tower, name), lambda depth: min(depth, 1)))
