@@ -33,21 +33,14 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
         down = layout.layers[first].neurons[-1].down
         root = _root(names.whole(layout.prefix(first) + down.tensor, down), first)
     aliases = (layout.unembedding.tensor, *layout.shared_with)
-    unembedding = next(
-        (
-            name
-            for one in (layout.unembedding.tensor, *layout.shared_with)
-            if (name := saved.find(held[one])) is not None
-        ),
-        layout.unembedding.tensor,
-    )
+    unembeddings = dict.fromkeys([*saved.names(held[layout.unembedding.tensor]), *aliases])
     return replace(
         layout,
         root=root,
         layers=tuple(names.layer(one, layout.prefix(at), f"{root}{at}.") for at, one in enumerate(layout.layers)),
         final=layout.final and names.norm(layout.final, "", ""),
-        unembedding=replace(layout.unembedding, tensor=unembedding),
-        shared_with=tuple(name for name in aliases if name != unembedding),
+        unembedding=replace(layout.unembedding, tensor=next(iter(unembeddings))),
+        shared_with=tuple(unembeddings)[1:],
     )
 
 
@@ -73,7 +66,11 @@ class _Saved:
 
     def find(self, tensor: Tensor) -> str | None:
         """The name under which a tensor is saved as it is."""
-        return next((name for name in self._alike(tensor) if torch.equal(self._tensors[name], tensor)), None)
+        return next(iter(self.names(tensor)), None)
+
+    def names(self, tensor: Tensor) -> list[str]:
+        """All names under which it is saved."""
+        return [name for name in self._alike(tensor) if torch.equal(self._tensors[name], tensor)]
 
     def find_either_way(self, rows: Tensor) -> tuple[str, bool] | None:
         """The name under which a matrix is saved, and whether it is transposed."""
