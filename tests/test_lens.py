@@ -167,7 +167,7 @@ def test_what_does_not_run_has_no_lens(stories_path, bridge, monkeypatch):
     ):
         with pytest.raises(TypeError, match=advice):
             attempt()
-    assert flash_decode(load_model(str(stories_path)), side="out", lens="auto", k=2).source.lens_made
+    assert flash_decode(load_model(stories_path, surface=None), side="out", lens="auto", k=2).source.lens_made
     with pytest.raises(TypeError, match="boot_transformers"):
         jacobian_lens(families.hf_model("llama"))
     with pytest.raises(ValueError, match="lens: expected a JacobianLens or \"auto\", got 'lens.safetensors'"):

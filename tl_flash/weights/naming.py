@@ -22,10 +22,8 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
     Raises:
         ValueError: some tensor is saved in a form that is not understood.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     held = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
-    saved = _Saved(revert_weight_conversion(model, model.state_dict()))
+    saved = _Saved(_as_saved(model))
     names = _Names(held, saved)
     root = layout.root
     if layout.readable:
@@ -42,6 +40,15 @@ def saved_layout(layout: Layout, model: Any) -> Layout:
         unembedding=replace(layout.unembedding, tensor=next(iter(unembeddings))),
         shared_with=tuple(unembeddings)[1:],
     )
+
+
+def _as_saved(model: Any) -> Mapping[str, Tensor]:
+    """The tensors that `save_pretrained` would write; transformers 4 writes a model's own."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return model.state_dict()
+    return revert_weight_conversion(model, model.state_dict())
 
 
 def _root(name: str, layer: int) -> str:
