@@ -159,7 +159,7 @@ def test_a_decode_that_was_killed_goes_on_with_its_lens(bridge, tmp_path, monkey
 
 
 def test_what_does_not_run_has_no_lens(stories_path, bridge, monkeypatch):
-    advice = "is a checkpoint; load it first, as load_model"
+    advice = "the name of a checkpoint; load it first, as load_model"
     for attempt in (
         lambda: flash_decode(str(stories_path), lens="auto"),
         lambda: decode_directions(torch.randn(2, 64), stories_path, layer=0, lens="auto"),

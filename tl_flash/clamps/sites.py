@@ -73,7 +73,10 @@ def require_hooks(model: Any) -> None:
             'TransformerBridge.boot_transformers("my/model", hf_model=model, tokenizer=tokenizer), and give the bridge'
         )
     if isinstance(model, str | Path):
-        raise TypeError(f"model: expected a model with hooks, got the name {str(model)!r}; give load_model(...) of it")
+        raise TypeError(
+            f"model: this runs the model, and {str(model)!r} is the name of a checkpoint; load it first, as "
+            f"load_model({str(model)!r})"
+        )
     raise TypeError(f"model: expected a HookedTransformer or a TransformerBridge, got {kind}")
 
 

@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import artefacts
-from tl_flash.clamps import Prompts
+from tl_flash.clamps import Prompts, require_hooks
 from tl_flash.lens.estimate import Estimate
-from tl_flash.lens.passages import require_hooks
 from tl_flash.lens.published import converted
 from tl_flash.lens.source import LensSource, signature
 from tl_flash.lens.texts import own_texts

@@ -8,12 +8,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from tl_flash.clamps import Prompts
+from tl_flash.clamps import Prompts, require_hooks
 from tl_flash.lens.exact import exact
 from tl_flash.lens.lens import JacobianLens
 from tl_flash.lens.mean_field import mean_field
 from tl_flash.lens.mixed import mixed
-from tl_flash.lens.passages import require_hooks
 from tl_flash.lens.texts import own_texts
 from tl_flash.weights import chosen_layers, read
 

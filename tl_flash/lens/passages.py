@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -138,24 +137,6 @@ def _watched(model: Any, block: Any, layer: int, take: Callable[[int, Passage], 
                 handle = module.register_forward_hook(called(name), with_kwargs=True)
                 stack.callback(handle.remove)
         yield
-
-
-def require_hooks(model: Any) -> None:
-    """Refuse what cannot be run with TransformerLens's hooks.
-
-    Raises:
-        TypeError: it is none of TransformerLens's models.
-    """
-    if isinstance(model, str | Path):
-        raise TypeError(
-            f"model: making a lens runs the model, and {str(model)!r} is a checkpoint; load it first, as "
-            f"load_model({str(model)!r})"
-        )
-    if not hasattr(model, "blocks") or not hasattr(model, "hook_dict"):
-        raise TypeError(
-            f"model: expected a HookedTransformer or a TransformerBridge, got {type(model).__name__}; a Hugging Face "
-            "model becomes one by TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
-        )
 
 
 def has_hook(model: Any, name: str) -> bool:
