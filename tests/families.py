@@ -223,8 +223,6 @@ def build(name: str, surface: str):
         if not HAS_BRIDGE:
             pytest.skip("TransformerLens 2 has no bridges")
         return _bridge(name, compatible=surface == "bridge-compat")
-    if TRANSFORMER_LENS < 3 and name in ("gemma3", "olmo2", "mixtral"):
-        pytest.skip(f"TransformerLens 2 has no {name}")
     return _hooked(name, processed=surface == "hooked")
 
 
@@ -241,6 +239,8 @@ def _bridge(name: str, compatible: bool):
 
 
 def _hooked(name: str, processed: bool):
+    if TRANSFORMER_LENS < 3 and name in ("gemma3", "olmo2", "mixtral"):
+        pytest.skip(f"TransformerLens 2 has no {name}")
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained import weight_conversions
 

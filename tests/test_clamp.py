@@ -10,6 +10,7 @@ from tl_flash.clamps import clamp, clamp_hooks
 from tl_flash.names import Neuron
 
 SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
+needs_bridge = pytest.mark.skipif(not families.HAS_BRIDGE, reason="TransformerLens 2 has no bridges")
 N_PROMPT, N_NEW = 5, 6
 NEURONS = {"L0N3": 2.5, (1, 7): -1.5, Neuron(1, 40): 4.0}
 BY_HAND = {
@@ -530,6 +531,7 @@ def hf_generated(model, tokens, **options):
 REPEATING = torch.tensor([[3, 4, 5, 3, 4, 5, 3, 4, 6]])
 
 
+@needs_bridge
 @pytest.mark.parametrize("positions", [4, "prompt", "generated", "last"])
 def test_a_static_cache_is_refused_and_the_advice_works(bridge, positions):
     with pytest.raises(RuntimeError, match="static.*a cache that grows"), clamp(bridge, NEURONS, positions=positions):
@@ -540,6 +542,7 @@ def test_a_static_cache_is_refused_and_the_advice_works(bridge, positions):
         hf_generated(bridge, REPEATING, cache_implementation="static")
 
 
+@needs_bridge
 @pytest.mark.parametrize(
     "options", [{"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 8}, {"prefill_chunk_size": 4}], ids=str
 )

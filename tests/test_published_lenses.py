@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from transformer_lens.tools.analysis import JacobianLens as TheirLens
 
 from tests import families
 from tl_flash import JacobianLens, flash_decode, jacobian_lens
 
+TheirLens = pytest.importorskip("transformer_lens.tools.analysis").JacobianLens
 TEXTS = ["the dog saw a cat and the cat ran to the red house near the old sea with my dear friend Tom"] * 2
 TEXTS += ["my friend Tom ran to the sea and the old dog saw the red house near the cat with a dear friend"]
 

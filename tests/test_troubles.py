@@ -409,6 +409,8 @@ def test_a_last_norm_that_does_not_centre_is_told_from_the_others(side):
 def test_a_norm_over_the_neurons_is_folded_as_TransformerLens_folds_it():
     model = hooked_of(normalization_type="LN", act_fn="solu_ln")
     ready = folded(model)
+    if families.TRANSFORMER_LENS < 3:
+        pytest.skip("TransformerLens 2 does not fold it")
     assert not hasattr(ready.blocks[0].mlp.ln, "w"), "else nothing was folded"
     for side in ("in", "out"):
         alike(flash_decode(model, side=side, k=3), flash_decode(ready, side=side, k=3))
@@ -481,7 +483,7 @@ def test_a_masked_language_models_head_is_refused(surface, kind):
     if surface == "bridge" and kind == "Roberta":
         pytest.skip("TransformerLens has no bridge of it")
     model = hf if surface == "hf" else booted(hf)
-    with pytest.raises(ValueError, match="between|not known"):
+    with pytest.raises(ValueError, match="between|not known|layout was not found"):
         flash_decode(model)
     with pytest.raises(ValueError, match="between"):
         decode_directions(torch.ones(2, 40), model)
@@ -521,6 +523,8 @@ USES = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_hugging_face_model_is_refused_where_hooks_are_needed_and_the_advice_works(use):
+    if not families.HAS_BRIDGE:
+        pytest.skip("TransformerLens 2 has no bridges")
     from transformer_lens.model_bridge import TransformerBridge
 
     hf = fresh("hf")

@@ -40,11 +40,9 @@ def decode(
     """
     from tl_flash import JacobianLens, decode_to_file, load_model
 
-    if lens == "auto" and surface is None:
-        surface = "bridge"
     try:
         neurons = decode_to_file(
-            model if surface is None else load_model(model, surface=surface),
+            load_model(model, surface=surface) if surface is not None or lens == "auto" else model,
             out,
             side=side,
             score=score,
