@@ -204,3 +204,14 @@ def test_a_quantised_model_is_refused():
     mlp.W_in = torch.nn.Parameter(torch.zeros(mlp.W_in.shape, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised"):
         jacobian_lens(model, PROMPTS)
+
+
+@pytest.mark.skipif(not families.HAS_HOOKED_TRANSFORMER, reason="needs HookedTransformer")
+@pytest.mark.parametrize("method", ["mean_field", "exact"])
+def test_without_a_final_norm_the_last_layers_lens_is_the_identity(method):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes = dict(n_layers=2, d_model=16, n_ctx=16, d_head=8, n_heads=2, d_mlp=32, d_vocab=30, act_fn="gelu", seed=0)
+    model = HookedTransformer(HookedTransformerConfig(**sizes, normalization_type=None))
+    lens = jacobian_lens(model, torch.arange(24).view(2, 12), method=method)
+    torch.testing.assert_close(lens.at(1), torch.eye(16))

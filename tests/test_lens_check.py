@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -113,8 +114,18 @@ def test_check_lens_refuses(bridge, lens):
         check_lens(bridge, lens, PROMPTS, n=2, layers=[])
     with pytest.raises(ValueError, match="at least two tokens each"):
         check_lens(bridge, lens, bridge.to_tokens("a dog")[:, -1:], n=2)
-    with pytest.raises(ValueError, match="never changes on them"):
+    with pytest.raises(ValueError, match="no neuron drawn in layer . ever changes on them"):
         check_lens(bridge, lens, bridge.to_tokens("a dog")[:, :2], n=2)
     other = dataclasses.replace(lens, signature=lens.signature + 1)
     with pytest.raises(ValueError, match="another model"):
         check_lens(bridge, other, PROMPTS, n=2)
+
+
+def test_a_silent_neuron_is_named_and_left_out(bridge):
+    pruned = copy.deepcopy(bridge)
+    with torch.no_grad():
+        pruned.blocks[1].mlp.W_in[:, 3] = 0
+    lens = jacobian_lens(pruned, PROMPTS)
+    frame = check_lens(pruned, lens, PROMPTS, n=52, doses=[1.0], layers=[1])
+    assert frame.attrs["silent"] == ("L1N3",) and frame["correlation"].notna().all()
+    assert check_lens(bridge, jacobian_lens(bridge, PROMPTS), PROMPTS, n=2, doses=[1.0]).attrs["silent"] == ()

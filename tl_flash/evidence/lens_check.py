@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_flash.clamps import ActivationStats, Mode, Prompts, activation_stats
+from tl_flash.clamps import Mode, Prompts, activation_stats
 from tl_flash.evidence.effects import Vocabulary, effects
 from tl_flash.lens import JacobianLens
 from tl_flash.names import Neuron
@@ -29,6 +29,7 @@ def check_lens(
     n: int = 60,
     doses: Sequence[float] = (1.0, 5.0, 20.0),
     layers: Sequence[int] | None = None,
+    chat: bool = False,
     mode: Mode = "set",
     seed: int = 0,
     batch_size: int | None = None,
@@ -51,6 +52,7 @@ def check_lens(
         n: how many neurons a layer.
         doses: what to clamp hook_post to, in standard deviations of the neuron's own over the prompts.
         layers: which of the lens's; all by default.
+        chat: each text is what a user says, in the tokenizer's chat template.
         mode: "set" as a user clamps; "add" moves hook_post from where it was, so that small doses have small effects,
             where an exact lens is exact but for the mean over prompts.
         seed: of the draw of neurons.
@@ -61,12 +63,13 @@ def check_lens(
         A pandas frame, a row a layer, dose and reading ("plain", and "lens" or the names given), with columns `layer`,
         `dose`, `reading`, `correlation` (over the vocabulary, mean over neurons), `correlation_stderr` (its standard
         error over neurons), `top_raised` (share of neurons whose top token is among the ten raised most), `ceiling`
-        (mean over neurons; NaN of one prompt) and `share` (correlation over ceiling).
+        (mean over neurons; NaN of one prompt) and `share` (correlation over ceiling). Neurons drawn that never change
+        on the prompts are left out, and named in the frame's `attrs["silent"]`.
 
     Raises:
         TypeError: no such model, no lens, or prompts of another kind.
         ValueError: a lens of another model, layers that it does not hold, no prompts or too short ones, no doses, doses
-            that are not above 0, more neurons than a layer has, or a neuron that never changes on the prompts.
+            that are not above 0, more neurons than a layer has, or none drawn in a layer that changes on the prompts.
 
     Example:
         >>> lens = jacobian_lens(model, ["One day,", "The cat"])
@@ -84,16 +87,23 @@ def check_lens(
         raise ValueError(f"n: expected 1 to {weights.d_mlp}, the neurons of a layer, got {n}")
     if len(doses) == 0 or not all(0 < dose < math.inf for dose in doses):
         raise ValueError(f"doses: expected at least one, all above 0 and finite, got {list(doses)}")
-    texts = Prompts.of(model, prompts)
+    texts = Prompts.of(model, prompts, chat=chat)
     if min(map(len, texts.rows)) < 2:
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
     stats = activation_stats(model, [row[None] for row in texts.rows], layers=chosen)
     vocabulary = Vocabulary.of(weights)
     generator = torch.Generator().manual_seed(seed)
-    frames = []
+    frames, silent = [], []
     for layer in chosen:
         drawn = torch.randperm(weights.d_mlp, generator=generator)[:n]
-        clamps = _clamps(stats, layer, drawn, doses)
+        silent += [Neuron(layer, index) for index in drawn.tolist() if stats[layer, index].std == 0]
+        drawn = torch.tensor([index for index in drawn.tolist() if stats[layer, index].std > 0])
+        if len(drawn) == 0:
+            raise ValueError(
+                f"prompts: hook_post of no neuron drawn in layer {layer} ever changes on them, so there is no standard "
+                "deviation to clamp to; give more or longer prompts"
+            )
+        clamps = [(Neuron(layer, index), dose * stats[layer, index].std) for index in drawn.tolist() for dose in doses]
         each = effects(model, texts, clamps, mode=mode, batch_size=batch_size)
         measured = torch.stack(list(track(each, f"layer {layer}", progress, total=len(clamps))))
         readings = _readings(weights, lenses, layer, drawn)
@@ -105,7 +115,9 @@ def check_lens(
         top_raised=("top_raised", "mean"),
         ceiling=("ceiling", "mean"),
     )
-    return means.assign(share=means["correlation"] / means["ceiling"])
+    checked = means.assign(share=means["correlation"] / means["ceiling"])
+    checked.attrs["silent"] = tuple(map(str, silent))
+    return checked
 
 
 def _layers(lenses: Mapping[str, JacobianLens], weights: MLPWeights, layers: Sequence[int] | None) -> list[int]:
@@ -123,17 +135,6 @@ def _layers(lenses: Mapping[str, JacobianLens], weights: MLPWeights, layers: Seq
         for layer in chosen:
             lens.at(layer)
     return chosen
-
-
-def _clamps(stats: ActivationStats, layer: int, drawn: Tensor, doses: Sequence[float]) -> list[tuple[Neuron, float]]:
-    """Every neuron drawn at every dose."""
-    quiet = [index for index in drawn.tolist() if stats[layer, index].std == 0]
-    if quiet:
-        raise ValueError(
-            f"prompts: hook_post of {Neuron(layer, quiet[0])} never changes on them, so it has no standard "
-            "deviation to clamp to; give more or longer prompts"
-        )
-    return [(Neuron(layer, index), dose * stats[layer, index].std) for index in drawn.tolist() for dose in doses]
 
 
 def _readings(

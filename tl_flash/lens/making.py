@@ -23,6 +23,7 @@ def jacobian_lens(
     model: Any,
     prompts: Sequence[str] | Tensor | Sequence[Tensor] | None = None,
     *,
+    chat: bool = False,
     method: Method = "mean_field",
     layers: Sequence[int] | None = None,
     freeze_attention: bool = True,
@@ -68,6 +69,7 @@ def jacobian_lens(
         model: a HookedTransformer or a TransformerBridge.
         prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for. By default 64
             short texts of many kinds that the package carries.
+        chat: each text is what a user says, in the tokenizer's chat template.
         method: "mean_field" (forward passes), "exact" (d_model backward passes a batch) or "mixed".
         layers: which layers; all by default.
         freeze_attention: whether "exact" and "mixed" hold the attention patterns constant as well; with few texts this
@@ -101,7 +103,7 @@ def jacobian_lens(
         raise ValueError(f'max_error: it is for method="exact", got method={method!r}')
     if max_error is not None and not max_error > 0:
         raise ValueError(f"max_error: expected a number above 0, got {max_error}")
-    texts = own_texts(model) if prompts is None else Prompts.of(model, prompts)
+    texts = own_texts(model) if prompts is None else Prompts.of(model, prompts, chat=chat)
     if min(map(len, texts.rows)) < 2:
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
     start = time.perf_counter()
