@@ -68,7 +68,8 @@ def require_linear(module: nn.Module, what: str) -> None:
     held = getattr(module, "weight", None)
     if not torch.is_tensor(held):
         raise ValueError(
-            f"{what}: a {type(module).__name__} that holds no weight (quantised?); load the unquantised model"
+            f"{what}: a {type(module).__name__} that holds no weight (quantised, or was the module replaced?); "
+            "load the unquantised model, or put the module back"
         )
     weight = require_readable(held, what)
     stored = weight if type(module).__name__ == "Conv1D" else weight.T  # [input, output]
