@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tl_flash.vocab import Vocab
-from tl_flash.weights.calls import unit
 from tl_flash.weights.found import NotTraced, found
 from tl_flash.weights.layouts import Layout, Norm
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
+from tl_flash.weights.norms import probed_gain
 from tl_flash.weights.probes import require_plain, require_readable
 from tl_flash.weights.reading import first_readable, require_readable_layers
 from tl_flash.weights.tiny import token_ids
@@ -202,28 +202,6 @@ class _Held:
             return None
         module = self.model.original_model.get_submodule(prefix + norm.weight.rpartition(".")[0])
         return probed_gain(module, self.model.W_U, norm.centre)
-
-
-@torch.no_grad()
-def probed_gain(norm: Any, like: Tensor, centre: bool) -> Tensor | None:
-    """What a norm multiplies each coordinate by, float32, from its answers to v and -v; None where that is 1.
-
-    On as many 1024s as -1024s most norms are exact: the mean is 0, the mean square 2^20, and eps is lost beside it.
-    Where the answer is the norm's own weight, or 1 more, but for rounding, it is taken from there.
-    """
-    d_model = like.shape[0]
-    v = torch.full((d_model,), 1024.0, dtype=torch.float32, device=like.device)
-    v[torch.randperm(d_model, generator=torch.Generator().manual_seed(0))[: d_model // 2]] *= -1
-    given = v.to(like.dtype)[None, None]
-    answers = norm(given) - norm(-given)
-    if torch.equal(norm(2 * given), 2 * norm(given)):
-        return None  # it does not normalise: a place where other models have a norm
-    gain = answers.flatten().float() / 2 / unit(v, centre)
-    close = 1e-5 if like.dtype in (torch.float32, torch.float64) else 2e-2
-    weight = getattr(norm, "w", None)
-    exact = [weight.detach().float() + offset for offset in (0, 1)] if torch.is_tensor(weight) else []
-    gain = next((one for one in exact if torch.allclose(one, gain, rtol=close, atol=close)), gain)
-    return None if bool((gain - 1).abs().max() < 1e-6) else gain
 
 
 class _Attributes(Mapping[str, Tensor]):

@@ -1,4 +1,4 @@
-"""The norm before a Hugging Face model's unembedding, found by running the model and told by what it does."""
+"""Norms told by what they do: what one multiplies by, and which stands before a Hugging Face model's unembedding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tl_flash.weights.calls import unit
 from tl_flash.weights.running import measuring
 
 _TOKENS = torch.tensor([[3, 1, 2]])
@@ -71,3 +72,25 @@ def _first(output: Any) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     return torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape and torch.equal(a, b)
+
+
+@torch.no_grad()
+def probed_gain(norm: Any, like: Tensor, centre: bool) -> Tensor | None:
+    """What a norm multiplies each coordinate by, float32, from its answers to v and -v; None where that is 1.
+
+    On as many 1024s as -1024s most norms are exact: the mean is 0, the mean square 2^20, and eps is lost beside it.
+    Where the answer is the norm's own weight, or 1 more, but for rounding, it is taken from there.
+    """
+    d_model = like.shape[0]
+    v = torch.full((d_model,), 1024.0, dtype=torch.float32, device=like.device)
+    v[torch.randperm(d_model, generator=torch.Generator().manual_seed(0))[: d_model // 2]] *= -1
+    given = v.to(like.dtype)[None, None]
+    answers = norm(given) - norm(-given)
+    if torch.equal(norm(2 * given), 2 * norm(given)):
+        return None  # it does not normalise: a place where other models have a norm
+    gain = answers.flatten().float() / 2 / unit(v, centre)
+    close = 1e-5 if like.dtype in (torch.float32, torch.float64) else 2e-2
+    weight = getattr(norm, "w", None)
+    exact = [weight.detach().float() + offset for offset in (0, 1)] if torch.is_tensor(weight) else []
+    gain = next((one for one in exact if torch.allclose(one, gain, rtol=close, atol=close)), gain)
+    return None if bool((gain - 1).abs().max() < 1e-6) else gain
