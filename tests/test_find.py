@@ -315,7 +315,9 @@ def test_a_dead_neuron_is_never_found():
     ("given", "error", "message"),
     [
         ({"concept": " "}, ValueError, "concept: expected a word"),
-        ({"concept": "xyzzy"}, ValueError, "no token spells it"),
+        ({"concept": "xyzzy"}, ValueError, "no token spells 'xyzzy'"),
+        ({"concept": ["dog", "xyzzy"]}, ValueError, "no token spells 'xyzzy'"),
+        ({"concept": 5}, TypeError, "a word, a phrase or a list of them, got 5"),
         ({"concept": "dog", "tokens": [" hippo"]}, ValueError, "token ' hippo'"),
         ({"concept": "dog", "tokens": []}, ValueError, "at least one token"),
         ({"concept": "dog", "n": 0}, ValueError, "n: expected a whole number, 1 or more, got 0"),

@@ -79,7 +79,7 @@ def test_an_empty_concept_is_refused(concept):
 
 
 def test_what_no_token_spells_is_refused():
-    with pytest.raises(ValueError, match="concept 'xyzzy': no token spells it"):
+    with pytest.raises(ValueError, match="concept 'xyzzy': no token spells 'xyzzy'"):
         tokens_of(VOCAB, "xyzzy")
     with pytest.raises(ValueError, match="no tokenizer"):
         tokens_of(Vocab(5), "dog")

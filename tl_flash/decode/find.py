@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from tl_flash import kernel
 from tl_flash.decode.scan import scan
-from tl_flash.decode.wording import TokenSet, given_tokens, spells_same, tokens_of
+from tl_flash.decode.wording import TokenSet, given_tokens, phrases_of, spells_same, tokens_of
 from tl_flash.kernel import Unembedding
 from tl_flash.lens import JacobianLens
 from tl_flash.maps import ConceptHits, ConceptTable
@@ -83,7 +84,7 @@ def find_neurons(
         raise ValueError(f"n: expected a whole number, 1 or more, got {n!r}")
     if side is not None and sides is not None:
         raise ValueError(f"side: expected it or sides, got both, {side!r} and {sides!r}")
-    name = concept if isinstance(concept, str) else ", ".join(map(str, concept))
+    name = ", ".join(phrases_of(concept))
     table = _search(
         model,
         {name: (concept, tokens)},
@@ -139,6 +140,8 @@ def concepts(
     """
     if isinstance(words, str):
         raise TypeError(f"words: expected a list of concepts, got one text; write [{words!r}]")
+    if not isinstance(words, Mapping | Sequence) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"words: expected a list of texts, or a mapping by their names, got {reprlib.repr(words)}")
     if not words:
         raise ValueError("words: expected at least one concept, got none")
     if not isinstance(words, Mapping):
@@ -175,8 +178,7 @@ def _search(
     if isinstance(related, bool) or not isinstance(related, int) or related < 0:
         raise ValueError(f"related: expected a whole number of tokens, 0 or more, got {related!r}")
     for name in asked:
-        if not name.strip():
-            raise ValueError(f"concept: expected a word such as 'dog', got {name!r}, which says nothing")
+        phrases_of(name)
     weights = read(model, tokenizer=tokenizer)
     chosen = _sides(sides, weights.sides, lens)
     if lens is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -35,33 +36,45 @@ def tokens_of(vocab: Vocab, concept: str | Sequence[str]) -> TokenSet:
 
     Raises:
         TypeError: neither text nor a list of texts.
-        ValueError: nothing but spaces, a model without a tokenizer, or words that no token spells, nor their beginning.
+        ValueError: nothing but spaces, a model without a tokenizer, or a word that no token spells, nor its beginning.
 
     Example:
         >>> vocab = Vocab(5, (" dog", "Dogs", "cat", " DOG", "doge"))
         >>> tokens_of(vocab, "dog")
         {0: 1.0, 1: 1.0, 3: 1.0}
     """
-    phrases = [concept] if isinstance(concept, str) else list(concept)
-    if not all(isinstance(phrase, str) for phrase in phrases):
-        raise TypeError(f"concept: expected a word, a phrase or a list of them, got {concept!r}")
-    words = [word for phrase in phrases for word in phrase.split()]
-    if not words or not all(phrase.strip() for phrase in phrases):
-        raise ValueError(f"concept: expected a word such as 'dog', got {concept!r}, which says nothing")
+    phrases = phrases_of(concept)
+    said = reprlib.repr(concept)
     if not vocab.strings:
         raise ValueError(
-            f"concept {concept!r}: this model has no tokenizer to spell it; give tokenizer=, or tokens= by their ids"
+            f"concept {said}: this model has no tokenizer to spell it; give tokenizer=, or tokens= by their ids"
         )
-    sets = [found for phrase in phrases for found in _of_phrase(vocab, phrase) if found]
-    found = _alike(sets) if len(sets) > 1 else dict(*sets)
-    if not found:
-        pieces = [[vocab.string(id) for id in vocab.split(word)] for word in words] if vocab.split else []
-        spelled = f" (it is cut into {pieces})" if pieces else ""
-        raise ValueError(
-            f"concept {concept!r}: no token spells it, nor the first quarter of a word of it{spelled}; give tokens= by "
-            "hand"
-        )
-    return dict(sorted(found.items()))
+    sets = []
+    for word, found in (pair for phrase in phrases for pair in _of_phrase(vocab, phrase)):
+        if not found:
+            pieces = [vocab.string(id) for id in vocab.split(word)] if vocab.split else []
+            cut = f" (it is cut into {reprlib.repr(pieces)})" if pieces else ""
+            raise ValueError(
+                f"concept {said}: no token spells {reprlib.repr(word)}, nor the first quarter of it{cut}; leave it "
+                "out, or give tokens= by hand"
+            )
+        sets.append(found)
+    return dict(sorted((_alike(sets) if len(sets) > 1 else sets[0]).items()))
+
+
+def phrases_of(concept: str | Sequence[str]) -> list[str]:
+    """What a concept is said by.
+
+    Raises:
+        TypeError: neither text nor a list of texts.
+        ValueError: nothing but spaces.
+    """
+    phrases = [concept] if isinstance(concept, str) else list(concept) if isinstance(concept, Sequence) else [concept]
+    if not all(isinstance(phrase, str) for phrase in phrases):
+        raise TypeError(f"concept: expected a word, a phrase or a list of them, got {reprlib.repr(concept)}")
+    if not phrases or not all(phrase.strip() for phrase in phrases):
+        raise ValueError(f"concept: expected a word such as 'dog', got {reprlib.repr(concept)}, which says nothing")
+    return phrases
 
 
 def given_tokens(vocab: Vocab, tokens: Mapping[str | int, float] | Sequence[str | int]) -> TokenSet:
@@ -108,13 +121,13 @@ def spells_same(vocab: Vocab, a: int, b: int) -> bool:
     return _folded(vocab.string(a)) == _folded(vocab.string(b))
 
 
-def _of_phrase(vocab: Vocab, phrase: str) -> list[TokenSet]:
-    """The set of each word, the last one inflected; of a phrase that is one token that alone."""
+def _of_phrase(vocab: Vocab, phrase: str) -> list[tuple[str, TokenSet]]:
+    """Each word and its set, the last one inflected; of a phrase that is one token that alone."""
     *others, last = phrase.split()
     whole = _spelled(vocab).get(_folded(phrase)) if others else None
     if whole:
-        return [dict.fromkeys(whole, WHOLE)]
-    return [*(_of_word(vocab, word, inflect=False) for word in others), _of_word(vocab, last)]
+        return [(phrase, dict.fromkeys(whole, WHOLE))]
+    return [*((word, _of_word(vocab, word, inflect=False)) for word in others), (last, _of_word(vocab, last))]
 
 
 def _alike(sets: Sequence[TokenSet]) -> TokenSet:
