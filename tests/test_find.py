@@ -342,6 +342,8 @@ def test_refusals(bridge, given, error, message):
     [
         ("dog", TypeError, r"write \['dog'\]"),
         ([], ValueError, "at least one concept"),
+        (5, TypeError, "a list of texts, or a mapping by their names, got 5"),
+        (["dog", 5], TypeError, "a list of texts, or a mapping by their names"),
         (["dog", "cat", "dog"], ValueError, "'dog' again"),
         ({"pets": {}}, ValueError, "at least one token"),
     ],

@@ -62,7 +62,7 @@ def tokens_of(vocab: Vocab, concept: str | Sequence[str]) -> TokenSet:
     return dict(sorted((_alike(sets) if len(sets) > 1 else sets[0]).items()))
 
 
-def phrases_of(concept: str | Sequence[str]) -> list[str]:
+def phrases_of(concept: str | Sequence[str]) -> Sequence[str]:
     """What a concept is said by.
 
     Raises:
