@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import families
 from tests.families import D_MLP, D_VOCAB, FAMILIES, N_LAYERS, N_TOKENS, sides
-from tl_flash import ExpertNeuron, NeuronMap, compare, decode_directions, flash_decode
+from tl_flash import ExpertNeuron, NeuronMap, compare, decode_directions, flash_decode, load_model
 from tl_flash.decode import job
 from tl_flash.weights import combined, digest, layout, read
 from tl_flash.weights.files import Files
@@ -241,7 +241,21 @@ def refused(folder, message, error=ValueError, **options):
 def test_no_such_folder_is_refused(tmp_path):
     refused(tmp_path / "none", "no such folder", FileNotFoundError)
     refused("./none", "no such folder", FileNotFoundError)
+    refused("", "'': no such folder", FileNotFoundError)
     refused(tmp_path, "no config.json", FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("", FileNotFoundError, "'': no such folder"),
+        ("./none", FileNotFoundError, "no such folder"),
+        (3, TypeError, "a folder or a name on the hub, got int"),
+    ],
+)
+def test_a_model_that_is_no_model_is_refused(source, error, message):
+    with pytest.raises(error, match=message):
+        load_model(source)
 
 
 def test_a_missing_shard_is_refused(llama):

@@ -15,6 +15,25 @@ _BESIDE_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
+def is_on_hub(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is named by the hub's name of it, not by its folder.
+
+    Raises:
+        TypeError: neither text nor a path.
+        FileNotFoundError: no such folder, and no name that the hub could have.
+        ValueError: a file.
+    """
+    if not isinstance(checkpoint, str | Path):
+        raise TypeError(f"checkpoint: expected a folder or a name on the hub, got {type(checkpoint).__name__}")
+    if str(checkpoint) and Path(checkpoint).is_dir():
+        return False
+    if Path(checkpoint).is_file():
+        raise ValueError(f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}")
+    if not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
+        raise FileNotFoundError(f"{str(checkpoint)!r}: no such folder")
+    return True
+
+
 class Files:
     """The files of a checkpoint; those of a model on the hub are fetched when first asked for."""
 
@@ -22,11 +41,7 @@ class Files:
         self.checkpoint = checkpoint
         self._found: dict[str, Path | None] = {}
         self._unreachable: EntryNotFoundError | None = None
-        self._on_hub = not Path(checkpoint).is_dir()
-        if Path(checkpoint).is_file():
-            raise ValueError(f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}")
-        if self._on_hub and not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
-            raise FileNotFoundError(f"{checkpoint}: no such folder")
+        self._on_hub = is_on_hub(checkpoint)
 
     def find(self, name: str) -> Path | None:
         """Where a file is, None where the checkpoint has none of that name."""

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class
+from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,8 @@ def load_model(
         A TransformerBridge or a HookedTransformer.
 
     Raises:
-        FileNotFoundError: `source` looks like a folder, but holds no config.json.
+        TypeError: neither text nor a path.
+        FileNotFoundError: `source` is a folder without config.json, or neither a folder nor a name the hub could have.
         ValueError: an unknown surface, a file, or a folder that HookedTransformer cannot take.
         ImportError: a surface that the installed TransformerLens does not have.
 
@@ -49,14 +50,9 @@ def load_model(
         surface = "bridge" if find_spec("transformer_lens.model_bridge") else "hooked"
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
-    path, name = Path(source), str(source)
-    local = path.is_dir()
-    if path.is_file():
-        raise ValueError(f"{name}: a file; expected a model's folder, give {path.parent}")
+    local, path, name = not is_on_hub(source), Path(source), str(source)
     if local and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: expected a model folder with config.json")
-    if not local and (path.is_absolute() or name.startswith(".")):
-        raise FileNotFoundError(f"{name}: no such folder")
+        raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
     options = {"device": str(device or "cpu"), "dtype": dtype or torch.float32}
     if surface == "bridge":
         return _bridge_class().boot_transformers(name, **options)
