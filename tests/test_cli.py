@@ -99,6 +99,13 @@ def test_layout(capsys, tmp_path):
         (["decode", "/no/such/folder"], "no such folder"),
         (["decode", "gpt2", "-o", "/no/such/folder/map"], "no such folder to write"),
         (["decode", "gpt2", "--surface", "jax"], "surface: expected"),
+        (["decode", "gpt2", "-o", "tests"], "tests: a folder"),
+        (["lens", "gpt2", "-o", "/no/such/folder/lens"], "no such folder to write the lens to"),
+        (["clamp", "gpt2", "L0N1=1", "L0N1=2", "--prompt", "the"], "neurons: expected each once"),
+        (["report", "MAP", "--compare", "MAP", "--compare", "MAP"], "compare: expected each side once"),
+        (["report", "MAP", "-o", "tests"], "tests: a folder"),
+        (["report", "MAP", "--validation", "README.md"], "README.md: expected what `--json` prints"),
+        (["report", "MAP", "--validation", "MAP"], "expected a text file in UTF-8"),
     ],
 )
 def test_refusals_are_one_line(capsys, map_path, argv, message):

@@ -327,6 +327,12 @@ def test_a_dead_neuron_is_never_found():
         ({"concept": "dog", "side": "in", "sides": ["in"]}, ValueError, "expected it or sides"),
         ({"concept": "dog", "sides": []}, ValueError, "at least one side"),
         ({"concept": "dog", "sides": "in"}, TypeError, "write side='in'"),
+        ({"concept": "dog", "related": 2, "tokens": [" dog"]}, ValueError, "related: expected it or tokens"),
+        ({"concept": "dog", "lens": 5}, TypeError, "lens: expected a JacobianLens"),
+        ({"concept": "dog", "sides": 5}, TypeError, "sides: expected a list of texts"),
+        ({"concept": "dog", "layers": 1}, TypeError, "layers: expected a list of whole numbers"),
+        ({"concept": "dog", "tokens": 5}, TypeError, "expected a list of strings or ids"),
+        ({"concept": "dog", "tokens": {" dog": 1.0, " cat": 1e-320}}, ValueError, "leave that token out"),
         ({"concept": "dog", "by": "size"}, ValueError, "by: expected one of"),
         ({"concept": "dog", "side": "out", "by": "coherence"}, ValueError, "asks what a neuron reads"),
         ({"concept": "dog", "layers": [9]}, ValueError, "layers: expected"),
@@ -335,6 +341,33 @@ def test_a_dead_neuron_is_never_found():
 def test_refusals(bridge, given, error, message):
     with pytest.raises(error, match=message):
         find_neurons(bridge, **given)
+
+
+@pytest.mark.parametrize("weight", [1e308, 1e-320])
+def test_weights_of_any_size_are_relative(bridge, weight):
+    hits = find_neurons(bridge, "pets", tokens=dict.fromkeys(FORMS, weight), n=5)
+    assert [hit.z for hit in hits] == [hit.z for hit in find_neurons(bridge, "pets", tokens=FORMS, n=5)]
+
+
+def test_pruned_neurons_take_no_place_and_no_p_value_from_the_others():
+    model = families.build("llama", "hf")
+    with torch.no_grad():
+        down = model.model.layers[0].mlp.down_proj.weight
+        down[:, 4:] = 0
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    table = concepts(model, {"pets": dict.fromkeys(FORMS, 1.0)}, tokenizer=families.tokenizer())
+    assert {hit.neuron.index for hit in table.hits("pets", n=50, by="coherence")} == set(range(4))
+    alive = [hit for hit in table.hits("pets", n=1000, side="out")]
+    assert len(alive) == 4 and not any(math.isnan(hit.p_value) for hit in alive)
+    assert table.by_layer("out")[0].isnan().tolist() == [[False, True] + [False] * (families.N_LAYERS - 2)]
+    writeless = table.hits("pets", n=1000, side="in")
+    with pytest.raises(ValueError, match="writes nothing along 'pets'"):
+        writeless.clamps(1.0, _Stats())
+
+
+class _Stats:
+    def abs_max_of(self, neuron):
+        return 1.0
 
 
 @pytest.mark.parametrize(

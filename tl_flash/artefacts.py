@@ -13,6 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+def require_place(path: str | Path, what: str) -> None:
+    """Refuse a path that nothing can be written to, before the work for it is done.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        IsADirectoryError: it is a folder.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {what} to")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder; expected the name of a file to write {what} to")
+
+
 def write(format: str, version: int, header: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
     """Write an artefact beside `path`, flush it to the disk, and only then give it its name.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -99,7 +99,7 @@ class Vocab:
 
     def ids(self, tokens: Sequence[str | int]) -> list[int]:
         """The ids of several tokens; see `id`."""
-        if isinstance(tokens, str):
+        if isinstance(tokens, str) or not isinstance(tokens, Iterable):
             raise TypeError(f"tokens {tokens!r}: expected a list of strings or ids, such as [{tokens!r}]")
         return [self.id(token) for token in tokens]
 

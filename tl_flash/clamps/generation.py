@@ -19,8 +19,10 @@ def complete_text(
     It generates with a KV cache where the model reads it (`reads_its_cache`), else without one.
 
     Raises:
-        ValueError: the model has no tokenizer.
+        ValueError: the model has no tokenizer, or max_new_tokens is below 1.
     """
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected a whole number, 1 or more, got {max_new_tokens!r}")
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("model: it has no tokenizer, so it cannot complete text")
     tokens = Prompts.of(model, [prompt], chat=chat).rows[0][None].to(model.W_U.device)

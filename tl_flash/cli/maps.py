@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, is_map, jsonable, load_map, print_results
+from tl_flash.cli.options import (
+    By,
+    Count,
+    Json,
+    MapPath,
+    ModelName,
+    is_map,
+    jsonable,
+    load_map,
+    print_results,
+    read_records,
+)
 
 
 def decode(
@@ -177,7 +188,7 @@ def report(
         loaded,
         out,
         compare=[tl_flash.compare(sides.get(other.side, loaded[0]), other) for other in others],
-        validation=[pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))) for path in validation or ()],
+        validation=[pd.DataFrame(read_records(path)) for path in validation or ()],
         concepts=tl_flash.concepts(model, concept) if concept else None,
         figures=None if figures else (),
         title=title,

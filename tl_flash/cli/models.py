@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, Surface, load_map, print_results
+from tl_flash.artefacts import require_place
+from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, Surface, load_map, print_results, read_text
 
 
 def clamp(
@@ -32,7 +33,10 @@ def clamp(
     from tl_flash import load_model
     from tl_flash.clamps import complete_text
 
-    values = dict(neuron_value(text) for text in neurons)
+    pairs = [neuron_value(text) for text in neurons]
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"neurons: expected each once, got {', '.join(neurons)}")
     loaded = load_model(model, surface=surface)
     before = [complete_text(loaded, text, new_tokens, chat=chat) for text in prompt]
     with clamped(loaded, values, mode=mode, positions=positions):  # pyright: ignore[reportArgumentType] - it checks
@@ -96,8 +100,8 @@ def lens(
     """
     from tl_flash import jacobian_lens, load_model
 
-    lines = [] if prompts is None else prompts.read_text(encoding="utf-8").splitlines()
-    texts = None if prompts is None else [line for line in lines if line.strip()]
+    require_place(out, "the lens")
+    texts = None if prompts is None else [line for line in read_text(prompts).splitlines() if line.strip()]
     loaded = load_model(model, surface=surface)
     made = jacobian_lens(loaded, texts, method=method)  # pyright: ignore[reportArgumentType] - it checks
     made.save(out)

@@ -37,6 +37,33 @@ def load_map(path: Path) -> NeuronMap:
     return NeuronMap.load(path)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text file in UTF-8 ({error})") from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What a command printed with --json.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        records = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected what `--json` prints ({error})") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path}: expected what `--json` prints, a list of records")
+    return records
+
+
 def print_results(results: Sequence[Hits | ConceptHits | NeuronReading | Validation], as_json: bool) -> None:
     """Print tables, or one JSON list of records."""
     if not as_json:

@@ -160,7 +160,7 @@ def _floats(given: Any, name: str) -> Tensor:
         TypeError: it is none.
     """
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-        return torch.from_numpy(given.astype(given.dtype.newbyteorder("=")))
+        given = torch.from_numpy(given.astype(given.dtype.newbyteorder("=")))
     if not isinstance(given, Tensor) or not given.is_floating_point():
         kind = getattr(given, "dtype", type(given).__name__)
         raise TypeError(f"{name}: expected a tensor or numpy array of floats, got {kind}; convert it first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,8 +12,8 @@ from tl_flash import kernel
 from tl_flash.decode.scan import scan
 from tl_flash.decode.wording import TokenSet, given_tokens, phrases_of, spells_same, tokens_of
 from tl_flash.kernel import Unembedding
-from tl_flash.lens import JacobianLens
-from tl_flash.maps import ConceptHits, ConceptTable
+from tl_flash.lens import JacobianLens, lens_of
+from tl_flash.maps import ConceptHits, ConceptTable, require_count
 from tl_flash.vocab import Vocab
 from tl_flash.weights import chosen_layers, read, require_side
 
@@ -27,7 +27,7 @@ def find_neurons(
     *,
     side: str | None = None,
     sides: Sequence[str] | None = None,
-    lens: JacobianLens | None = None,
+    lens: JacobianLens | Literal["auto"] | None = None,
     tokens: Tokens | None = None,
     related: int = 0,
     n: int = 20,
@@ -51,7 +51,7 @@ def find_neurons(
             leading space, in all cases, plural and simple inflections, the first piece where a word is several tokens.
         side: "in", "gate", "out", or "lens": "out" through the lens.
         sides: several of them; by default all that the model has, and "lens" where one is given.
-        lens: adds the reading "lens", and says what neurons write in place of "out".
+        lens: adds the reading "lens", and says what neurons write in place of "out"; "auto" as in `flash_decode`.
         tokens: the set by hand in place of the concept's own: strings or ids, or a mapping to weights, as
             `ConceptHits.tokens` is; the concept then is but a name.
         related: how many tokens to add that are nearest to the concept's by the cosine of their columns of W_U', each
@@ -72,7 +72,8 @@ def find_neurons(
         TypeError: no model, or a concept or token of another kind.
         FileNotFoundError: no such checkpoint.
         ValueError: an empty concept, a word of no token at all, tokens that do not exist, n below 1, a negative
-            `related`, an unknown side, order or layer, both `side` and `sides`, side "lens" without a lens, or a lens
+            `related`, an unknown side, order or layer, both `side` and `sides`, both `tokens` and
+            `related`, side "lens" without a lens, or a lens
             of another model.
 
     Example:
@@ -80,8 +81,11 @@ def find_neurons(
         >>> len(hits), hits[0].side, abs(hits[0].z) >= abs(hits[1].z)
         (3, 'out', True)
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n: expected a whole number, 1 or more, got {n!r}")
+    require_count("n", n)
+    if related and tokens is not None:
+        raise ValueError(
+            f"related: expected it or tokens, which are the whole set; got both, {related!r} and {tokens!r}"
+        )
     if side is not None and sides is not None:
         raise ValueError(f"side: expected it or sides, got both, {side!r} and {sides!r}")
     name = ", ".join(phrases_of(concept))
@@ -104,7 +108,7 @@ def concepts(
     words: Sequence[str] | Mapping[str, str | Sequence[str] | Mapping[str | int, float]],
     *,
     sides: Sequence[str] | None = None,
-    lens: JacobianLens | None = None,
+    lens: JacobianLens | Literal["auto"] | None = None,
     related: int = 0,
     layers: Sequence[int] | None = None,
     device: str | torch.device | None = None,
@@ -167,7 +171,7 @@ def _search(
     asked: Mapping[str, tuple[str | Sequence[str], Tokens | None]],
     *,
     sides: Sequence[str] | None,
-    lens: JacobianLens | None,
+    lens: JacobianLens | Literal["auto"] | None,
     related: int,
     layers: Sequence[int] | None,
     device: str | torch.device | None,
@@ -180,8 +184,9 @@ def _search(
     for name in asked:
         phrases_of(name)
     weights = read(model, tokenizer=tokenizer)
-    chosen = _sides(sides, weights.sides, lens)
+    chosen, numbers = _sides(sides, weights.sides, lens), chosen_layers(layers, weights.n_layers)
     if lens is not None:
+        lens = lens_of(model, lens, layers=numbers, progress=progress)
         lens.require_model(weights)
     vocab = weights.vocab
     unembedding = kernel.prepare(weights.W_U, gain=weights.final_gain, centre=weights.centre, device=device)
@@ -196,7 +201,7 @@ def _search(
         unembedding,
         sets,
         sides=chosen,
-        layers=chosen_layers(layers, weights.n_layers),
+        layers=numbers,
         lens=lens,
         progress=progress,
     )
@@ -220,11 +225,13 @@ def with_related(tokens: TokenSet, count: int, vocab: Vocab, unembedding: Unembe
     return found
 
 
-def _sides(sides: Sequence[str] | None, there: Sequence[str], lens: JacobianLens | None) -> tuple[str, ...]:
+def _sides(sides: Sequence[str] | None, there: Sequence[str], lens: object) -> tuple[str, ...]:
     if sides is None:
         return (*there, "lens") if lens is not None else tuple(there)
     if isinstance(sides, str):
         raise TypeError(f"sides: expected a list, got one text; write side={sides!r}")
+    if not isinstance(sides, Sequence) or not all(isinstance(side, str) for side in sides):
+        raise TypeError(f"sides: expected a list of texts, got {sides!r}")
     if not sides or len(set(sides)) < len(sides):
         raise ValueError(f"sides: expected at least one side, each once, got {list(sides)}")
     for side in sides:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tl_flash import artefacts
 from tl_flash.decode.distributed import Ranks, ranks
 from tl_flash.decode.job import Job
 from tl_flash.decode.neurons import options_of
@@ -50,6 +51,7 @@ def decode_to_file(
 
     Raises:
         FileNotFoundError: no folder to write to; or what `flash_decode` raises.
+        IsADirectoryError: a folder in the map's place.
         ValueError: the folder keeps parts of another model, of one that has changed since, or of other options; or
             what `flash_decode` raises.
         OSError: the parts cannot be written, for want of space for one; those before are kept.
@@ -64,8 +66,7 @@ def decode_to_file(
         ['map.safetensors']
     """
     out = Path(out)
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder to write the map to")
+    artefacts.require_place(out, "the map")
     with ranks(device) as group:
         folder = out.with_name(f"{out.name}.parts")
         if options.get("lens") == "auto":

@@ -171,12 +171,18 @@ class Shuffled:
     def moments(self, plan: Scan) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and standardised fourth moment of their mean z over each concept's tokens, [concept].
 
+        Of those that are not zero; NaN where fewer than two are left.
+
         A direction's score, z times its standard deviation over the vocabulary, is a sum of independent coordinates,
         so its mean and variance are known; what the draws miss of them is put right in those of z.
         """
-        z = (plan.own.z(self._x) @ plan.weights).double()
+        x = self._x[self._x.any(1)]
+        if len(x) < 2:
+            nothing = torch.full((plan.weights.shape[1],), torch.nan)
+            return nothing, nothing, nothing
+        z = (plan.own.z(x) @ plan.weights).double()
         mean_column = plan.own.columns.double() @ plan.weights.double()
-        score = self._x.double() @ mean_column
+        score = x.double() @ mean_column
         mean = self._sum / self._n
         variance = self._squares / self._n - mean.square()
         slope = ((z - z.mean(0)) * (score - score.mean(0))).mean(0) / score.var(0, correction=0)

@@ -14,6 +14,8 @@ WHOLE, VERBAL, PIECE = 1.0, 0.5, 0.5
 letters that it spells."""
 LEAST = 0.25
 """The share of a word that a first piece has to spell: " h" says nothing of hippopotamuses."""
+LIGHTEST = 1e-6
+"""A token's least weight beside the heaviest: a lighter one would be lost in rounding."""
 _VOWELS = "aeiou"
 _HISSING = ("s", "x", "z", "ch", "sh")
 
@@ -82,7 +84,8 @@ def given_tokens(vocab: Vocab, tokens: Mapping[str | int, float] | Sequence[str 
 
     Raises:
         TypeError: one string, or a token or weight of another kind.
-        ValueError: none, one that does not exist or that comes twice, or a weight that is not positive and finite.
+        ValueError: none, one that does not exist or that comes twice, or a weight that is not positive and finite, or
+            that is lost beside another.
     """
     if not isinstance(tokens, Mapping):
         tokens = dict.fromkeys(vocab.ids(tokens), WHOLE)
@@ -100,7 +103,13 @@ def given_tokens(vocab: Vocab, tokens: Mapping[str | int, float] | Sequence[str 
         if id in found:
             raise ValueError(f"tokens: {vocab.string(id)!r} (id {id}) is given twice; give it one weight")
         found[id] = float(weight)
-    return found
+    largest = max(found.values())
+    if min(found.values()) < LIGHTEST * largest:
+        raise ValueError(
+            f"tokens: expected weights of at least {LIGHTEST:g} of the heaviest, got {min(found.values())} beside "
+            f"{largest}; leave that token out"
+        )
+    return found if 1 / LIGHTEST > largest > LIGHTEST else {id: weight / largest for id, weight in found.items()}
 
 
 def shown(vocab: Vocab, tokens: TokenSet) -> dict[str | int, float]:

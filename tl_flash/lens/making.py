@@ -132,11 +132,13 @@ def lens_of(
     """The lens given; for "auto" the mean-field lens of the package's own texts.
 
     Raises:
-        TypeError: "auto", and the model cannot be run.
+        TypeError: "auto", and the model cannot be run; or neither a lens nor a word.
         ValueError: another word.
     """
-    if not isinstance(lens, str):
+    if isinstance(lens, JacobianLens):
         return lens
+    if not isinstance(lens, str):
+        raise TypeError(f'lens: expected a JacobianLens or "auto", got {type(lens).__name__}')
     if lens != "auto":
         raise ValueError(f'lens: expected a JacobianLens or "auto", got {lens!r}; JacobianLens.load reads a file')
     return jacobian_lens(model, layers=layers, progress=progress)

@@ -15,6 +15,7 @@ from tl_flash.maps.null import Null
 from tl_flash.maps.origin import Origin, Source
 from tl_flash.maps.reading import NeuronReading
 from tl_flash.maps.readings import Tracked
+from tl_flash.maps.search import require_count
 from tl_flash.maps.top_tokens import TopTokens, tau_of
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TopTokens",
     "Tracked",
     "compare",
-    "tau_of",
     "moments_by_bin",
+    "require_count",
+    "tau_of",
 ]

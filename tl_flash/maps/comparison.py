@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from tl_flash.maps.neuron_map import NeuronMap
+from tl_flash.maps.search import require_count
 from tl_flash.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Comparison:
     @property
     def null(self) -> float:
         """Agreement expected of neurons shuffled within their layers, over all layers."""
-        return float(self.null_by_layer.nanmean())
+        weights = self.compared.sum(1)
+        return float((self.null_by_layer.nan_to_num(0) * weights).sum() / weights.sum())
 
     def by_specialisation(self, parts: int = 4) -> pd.DataFrame:
         """Agreement by how specialised neurons are in map a, from the least to the most.
@@ -63,7 +65,8 @@ class Comparison:
         import pandas as pd
 
         n = int(self.compared.sum())
-        if not 1 <= parts <= n:
+        require_count("parts", parts)
+        if parts > n:
             raise ValueError(f"parts: expected 1 to {n}, the number of neurons, got {parts}")
         tops = self.a.positive.z[..., 0], self.same_top.float(), self.overlap
         z, same, overlap = (of_neurons[self.compared] for of_neurons in tops)
@@ -90,8 +93,7 @@ class Comparison:
         """
         import pandas as pd
 
-        if n < 1:
-            raise ValueError(f"n: expected 1 or more, got {n}")
+        require_count("n", n)
         differ, first = self.compared & ~self.same_top, _first(self.ids)
         tops = [
             map.positive.z.gather(-1, at[..., None])[..., 0] for map, at in zip((self.a, self.b), first, strict=True)

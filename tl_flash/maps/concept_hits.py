@@ -87,7 +87,8 @@ class ConceptHits(Sequence[ConceptHit]):
 
         Raises:
             KeyError: a layer that was not measured.
-            ValueError: no hits, a neuron of a mixture of experts, or one whose hook_post is 0 on all texts.
+            ValueError: no hits, a neuron of a mixture of experts, or one that writes nothing or whose
+                hook_post is 0 on all texts.
 
         Example:
             >>> hits = find_neurons(model, "dog", n=3)
@@ -100,6 +101,10 @@ class ConceptHits(Sequence[ConceptHit]):
         for hit in self.hits:
             neuron = Neuron.of(hit.neuron)
             largest = stats.abs_max_of(neuron)
+            if not abs(hit.write_z) > 0:
+                raise ValueError(
+                    f"{neuron}: it writes nothing along {self.concept!r}, so no sign of a clamp would raise it"
+                )
             if largest == 0:
                 raise ValueError(f"stats: hook_post of {neuron} is 0 on all texts measured; measure others")
             values.setdefault(neuron, hit.sign * dose * largest)

@@ -83,6 +83,6 @@ def moments_by_bin(
         share: 1 / their number for the tokens of a bin, 0 for all others.
     """
     means, count = z @ share, (share > 0).sum(0)
-    variances = (z.square() @ share - means.square()).clamp(min=0) * count / (count - 1)
+    variances = (z - means @ (share > 0).to(z).T).square() @ share * count / (count - 1)
     squares = (z - z.mean(1, keepdim=True)).square()
     return means, variances, squares.square().mean(1) / squares.mean(1).square() - 3

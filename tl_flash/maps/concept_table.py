@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_flash.maps.concept_hits import ConceptHit, ConceptHits
 from tl_flash.maps.concept_null import ConceptNull
+from tl_flash.maps.search import require_count
 from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron
 from tl_flash.vocab import Vocab
 
@@ -83,8 +84,7 @@ class ConceptTable:
             KeyError: an unknown concept.
             ValueError: an unknown side, order or pole, n below 1, or coherence without a read side.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n: expected a whole number, 1 or more, got {n!r}")
+        require_count("n", n)
         if by not in ORDERS:
             raise ValueError(f"by: expected one of {', '.join(map(repr, ORDERS))}, got {by!r}")
         if pole not in (None, 1, -1):
@@ -96,7 +96,7 @@ class ConceptTable:
             key = -torch.from_numpy(p.max(0))
         elif by == "coherence":
             key = torch.minimum(key, self.z[at, -1].abs().double())
-        key = torch.where(z.isnan() | (z * (pole or 0) < 0), -torch.inf, key).flatten()
+        key = torch.where(key.isnan() | z.isnan() | (z * (pole or 0) < 0), -torch.inf, key).flatten()
         order = key.argsort(descending=True, stable=True)[:n]
         order = order[key[order] > -torch.inf]
         places = [divmod(flat, z.shape[1]) for flat in order.tolist()]
@@ -148,6 +148,8 @@ class ConceptTable:
     def by_layer(self, side: str) -> tuple[Float[Tensor, "concept layer"], Int64[Tensor, "concept layer"]]:
         """The greatest |mean z| of each layer's neurons, and along the tensors' last axis the neuron that has it.
 
+        NaN of a layer whose neurons are all zero.
+
         Raises:
             ValueError: a side that was not searched.
         """
@@ -155,7 +157,8 @@ class ConceptTable:
         z = self.z[:, self.readings.index(side)].abs().nan_to_num(-1)
         best = [z[:, rows.start : rows.start + rows.size].max(1) for rows in self.rows]
         places = [one.indices + rows.start for one, rows in zip(best, self.rows, strict=True)]
-        return torch.stack([one.values for one in best], dim=1), torch.stack(places, dim=1)
+        largest = torch.stack([one.values for one in best], dim=1)
+        return largest.masked_fill(largest < 0, torch.nan), torch.stack(places, dim=1)
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a neuron and side, a column a concept: mean z."""

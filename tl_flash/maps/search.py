@@ -51,6 +51,16 @@ def specialised(readings: Readings, n: int, quantile: float, by: str) -> Hits:
     return _hits(readings, places, f'the most specialised neurons, side "{readings.side}", by {by}')
 
 
+def require_count(name: str, count: object) -> None:
+    """Refuse what is no whole number of 1 or more.
+
+    Raises:
+        ValueError: with the argument's name.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name}: expected a whole number, 1 or more, got {count!r}")
+
+
 def beyond_null(readings: Readings, quantile: float) -> Bool[Tensor, "pole layer neuron"]:
     """Where a pole's top z-score exceeds a quantile of the null.
 
@@ -104,5 +114,4 @@ def _require(readings: Readings, n: int, by: str) -> None:
         raise ValueError(f"by: expected one of {', '.join(map(repr, ORDERS))}, got {by!r}")
     if by == "prob":
         require_probabilities(readings.score)
-    if n < 1:
-        raise ValueError(f"n: expected 1 or more, got {n}")
+    require_count("n", n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -234,6 +234,8 @@ def chosen_layers(layers: Sequence[int] | None, n_layers: int) -> list[int]:
         TypeError: not whole numbers.
         ValueError: none, unknown ones, or one twice.
     """
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+        raise TypeError(f"layers: expected a list of whole numbers, got {layers!r}")
     chosen = list(range(n_layers)) if layers is None else list(layers)
     if not chosen:
         raise ValueError("layers: expected at least one layer, got an empty list; leave it out to decode all")

@@ -139,10 +139,11 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
         raise ValueError("validations: expected at least one Validation, as tl_flash.validate makes them, got none")
     names = [f'side "{run.side}"' for run in validations]
     counts = ", ".join(dict.fromkeys(str(len(run.records)) for run in validations))
+    prompts = ", ".join(dict.fromkeys(str(run.prompts) for run in validations))
     figure = themes.figure(
         colours,
         "Does clamping a neuron raise its label?",
-        f"{counts} neurons each, {validations[0].prompts} prompts · controls: the same layer, matched on ||W_out||",
+        f"{counts} neurons each, {prompts} prompts · controls: the same layer, matched on ||W_out||",
         "reading that gave the label",
         "change of the label's log-probability, nats",
     )

@@ -74,7 +74,8 @@ def columns(map: NeuronMap, comparison: Comparison | None = None) -> dict[str, C
         points = torch.linspace(0, 1, NULL_POINTS, dtype=torch.float64)
         for name in ("z", "kurtosis"):
             draws: Tensor = getattr(map.null, name)
-            packed[f"null.{name}"] = _float(torch.quantile(draws.double(), points, dim=1).T)
+            quantiles = torch.nanquantile(draws.double(), points, dim=1).T
+            packed[f"null.{name}"] = _float(quantiles.nan_to_num(torch.inf))  # without a null nothing is beyond it
     if comparison is not None:
         packed["other.ids"] = _ids(comparison.ids[1], map.d_vocab)
         packed["other.top_z"] = _float(comparison.b.positive.z[..., 0])

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_flash import artefacts
 from tl_flash.evidence import Validation
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 from tl_flash.show.report import given, pack
@@ -62,6 +63,7 @@ def write(
         ValueError: maps of several models or twice one side, a comparison, validation or search of another map, a
             concept that comes twice, or no map.
         FileNotFoundError: no such folder.
+        IsADirectoryError: a folder in the page's place.
 
     Example:
         >>> import tempfile
@@ -77,6 +79,9 @@ def write(
     by_side = {one.side: one for one in maps}
     for one in comparisons:
         given.require_own(one, by_side)
+    compared = [one.a.side for one in comparisons]
+    if len(set(compared)) < len(compared):
+        raise ValueError(f"compare: expected each side once, got sides {compared}")
     for frame in validations:
         given.require_labels(frame, by_side)
     searched = given.tables(concepts)
@@ -86,8 +91,7 @@ def write(
     if len(set(names)) < len(names):
         raise ValueError(f"concepts: expected each once, got {names}")
     path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write the page to")
+    artefacts.require_place(path, "the page")
     if figures is None:
         figures = _standard_figures(maps, comparisons, given.listed_validations(validation))
     title = title if title is not None else f"What the neurons of {maps[0].source.model} stand for"
