@@ -22,7 +22,7 @@ import torch
 from benchmarks.real_models import GEMMA3, SMOLLM2
 from tl_flash import Neuron, NeuronMap, activation_stats, concepts, demo, flash_decode, load_model
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, answers_alone
-from tl_flash.evidence import Peers
+from tl_flash.evidence import Peers, chance_of
 from tl_flash.maps import ConceptTable, Hit
 from tl_flash.progress import track
 from tl_flash.weights import read
@@ -59,7 +59,6 @@ def measure(
     model: Any, checkpoint: Any, words: Sequence[str], texts: list[str], *, hits: int, prompts: int, controls: int
 ) -> pd.DataFrame:
     """A row a concept, way of searching and rank."""
-    from scipy.stats import t as student
 
     table = concepts(checkpoint, words)
     maps = {side: flash_decode(checkpoint, side=side) for side in ("in", "out")}
@@ -81,8 +80,7 @@ def measure(
                     for after in answers_alone(model, asked, clamps)
                 ]
                 own, others = changes[0], torch.tensor(changes[1:])
-                spread = float(others.std()) * (1 + 1 / controls) ** 0.5
-                p = float(student.sf((own - float(others.mean())) / max(spread, 1e-9), controls - 1))
+                p = chance_of(own, others)
                 control = float(others.mean())
                 done[neuron, sign] = dict(neuron=str(neuron), value=value, dlogp=own, control_dlogp=control, p_value=p)
             records.append({"concept": word, "way": way, "rank": rank, **done[neuron, sign]})

@@ -1,5 +1,6 @@
 """The dose window: what is tried, what counts as showing and as reading, and what is refused."""
 
+import copy
 import math
 
 import pytest
@@ -92,11 +93,54 @@ def test_a_word_that_never_shows_has_no_dose(dog):
         never.clamps()
 
 
+def test_a_word_that_shows_without_a_clamp_opens_no_window(bridge):
+    written = continuations(bridge, Prompts.of(bridge, PROMPTS), 3)
+    tokens = [int(row[0]) for row in written]
+    window = dose_window(bridge, {"L1N3": 1e-3}, PROMPTS, tokens=tokens, doses=[0.5], max_new_tokens=3)
+    assert window.low is None and not window.open and "shows without a clamp" in repr(window)
+    with pytest.raises(ValueError, match="100% of the completions without a clamp"):
+        window.clamps()
+
+
+def test_a_completion_may_fill_the_context_and_no_more(bridge):
+    prompt, n_ctx = torch.full((1, bridge.cfg.n_ctx - 2), 5), bridge.cfg.n_ctx
+    given = {"tokens": [5], "doses": [1.0]}
+    dose_window(bridge, {"L1N3": 1.0}, prompt, max_new_tokens=3, **given)
+    with pytest.raises(ValueError, match=f"within n_ctx = {n_ctx} tokens, got {n_ctx - 2} and 4"):
+        dose_window(bridge, {"L1N3": 1.0}, prompt, max_new_tokens=4, **given)
+
+
+def test_a_neuron_that_writes_nothing_has_no_first_guess(bridge):
+    model = copy.deepcopy(bridge)
+    with torch.no_grad():
+        model.original_model.model.layers[1].mlp.down_proj.weight[:, 3] = 0
+    with pytest.raises(ValueError, match="L1N3 write nothing"):
+        dose_window(model, {"L1N3": 1.0}, PROMPTS, tokens=[5])
+
+
+def test_other_kinds_are_refused(bridge):
+    for neurons in (["L1N3"], {"L1N3": "2"}):
+        with pytest.raises(TypeError, match="expected a"):
+            dose_window(bridge, neurons, PROMPTS, tokens=[5])
+    with pytest.raises(TypeError, match="word: expected a word, got int"):
+        dose_window(bridge, {"L1N3": 1.0}, PROMPTS, 5)
+    with pytest.raises(TypeError, match="doses: expected a list of numbers, got 2.0"):
+        dose_window(bridge, {"L1N3": 1.0}, PROMPTS, tokens=[5], doses=2.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"neurons": {}}, "neurons: expected at least one"),
         ({"neurons": {"L1N3": 0.0}}, "not 0"),
+        ({"neurons": {"L1N3": 1.0, (1, 3): 2.0}}, "named twice"),
+        ({"neurons": {"L9N3": 1.0}}, "layers from 0 to 1, got 9"),
+        ({"neurons": {"L1N9999": 1.0}}, "indices below d_mlp"),
+        ({"mode": "multiply"}, "doses: expected a list"),
+        ({"share": 50}, "share: expected"),
+        ({"most_perplexity": math.nan}, "most_perplexity"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number"),
+        ({"max_new_tokens": 1000}, "within n_ctx"),
         ({"tokens": None}, "word: expected a word or tokens=, got neither"),
         ({"word": "dog"}, "got both"),
         ({"word": " ", "tokens": None}, "word: expected a word, got ' '"),

@@ -63,6 +63,18 @@ def test_a_lens_of_another_model_is_refused(bridge):
     assert signature(weights).shape == (5, 64)
 
 
+def test_a_layer_that_writes_nothing_hides_no_other_model(bridge):
+    pruned, other = copy.deepcopy(bridge), copy.deepcopy(bridge)
+    with torch.no_grad():
+        for model in (pruned, other):
+            model.original_model.model.layers[0].mlp.down_proj.weight.zero_()
+        other.original_model.model.layers[1].mlp.down_proj.weight.mul_(-3)
+    lens = jacobian_lens(pruned, PROMPTS)
+    lens.require_model(read(pruned))
+    with pytest.raises(ValueError, match="another model"):
+        lens.require_model(read(other))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -109,7 +109,15 @@ def test_check_lens_refuses(bridge, lens):
     with pytest.raises(ValueError, match="lens: expected at least one"):
         check_lens(bridge, {}, PROMPTS, n=2)
     with pytest.raises(ValueError, match="it holds layers"):
+        check_lens(bridge, jacobian_lens(bridge, PROMPTS, layers=[0]), PROMPTS, n=2, layers=[1])
+    with pytest.raises(ValueError, match="layers from 0 to 1, got 7"):
         check_lens(bridge, lens, PROMPTS, n=2, layers=[7])
+    with pytest.raises(ValueError, match="each layer once"):
+        check_lens(bridge, lens, PROMPTS, n=2, layers=[1, 1])
+    with pytest.raises(ValueError, match='"plain" is the reading without a lens'):
+        check_lens(bridge, {"plain": lens}, PROMPTS, n=2)
+    with pytest.raises(ValueError, match="batch_size"):
+        check_lens(bridge, lens, PROMPTS, n=2, batch_size=0)
     with pytest.raises(ValueError, match="layers: expected at least one"):
         check_lens(bridge, lens, PROMPTS, n=2, layers=[])
     with pytest.raises(ValueError, match="at least two tokens each"):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import activation_stats, clamp_sweep, flash_decode, mention_rate, validate
+from tl_flash import Neuron, activation_stats, clamp_sweep, flash_decode, jacobian_lens, mention_rate, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, complete_text
+from tl_flash.evidence.effects import effects
 from tl_flash.weights import measuring
 
 
@@ -209,11 +210,14 @@ def modes(model):
         lambda model: activation_stats(model, ["a dog"]).max,
         lambda model: clamp_sweep(model, "L1N3", [1.0], ["a dog"], [5]).prob,
         lambda model: mention_rate(model, ["a dog"], "dog", {"L1N3": 1.0}, max_new_tokens=4).completions_after,
+        lambda model: jacobian_lens(model, ["a dog ran to the sea"]).J,
+        lambda model: jacobian_lens(model, ["a dog ran to the sea"], method="exact").J,
+        lambda model: next(effects(model, Prompts.of(model, ["a dog ran"]), [(Neuron(1, 3), 1.0)])),
     ],
-    ids=["answers", "activation_stats", "clamp_sweep", "mention_rate"],
+    ids=["answers", "activation_stats", "clamp_sweep", "mention_rate", "mean_field", "exact", "effects"],
 )
 def test_dropout_is_no_part_of_a_measurement(training, measure):
-    truth = measure(families.build("gpt2", "bridge").eval())
+    truth = measure(copy.deepcopy(families.build("gpt2", "bridge")).eval())
     with torch.no_grad():
         logits = [training(torch.tensor([[3, 4, 5]])) for _ in range(2)]
     assert not torch.equal(*logits), "else the model has no dropout"

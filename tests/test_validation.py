@@ -3,10 +3,11 @@ import dataclasses
 
 import pytest
 import torch
+from scipy.stats import t as student
 
 from tl_flash import activation_stats, clamp, decode_directions, flash_decode, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
-from tl_flash.evidence import COLUMNS
+from tl_flash.evidence import COLUMNS, chance_of
 from tl_flash.evidence.validation import DOSE
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
@@ -85,6 +86,16 @@ def test_in_labels_are_clamped_by_the_sign_of_write_z(model):
     hits = flash_decode(model, side="in").specialised(6, quantile=0.5)
     for hit, row in zip(hits, validate(model, hits, prompts=PROMPTS, controls=2).records, strict=True):
         assert (row["value"] > 0) == (hit.write_z > 0)
+
+
+def test_an_effect_that_its_controls_have_too_is_no_evidence():
+    assert chance_of(-1e-7, torch.full((5,), -1e-7)) == pytest.approx(0.5)
+    assert chance_of(2e-7, torch.zeros(5)) > 0.3, "less than rounding"
+    assert chance_of(1.0, torch.zeros(5)) < 1e-9
+    controls = torch.tensor([0.1, -0.2, 0.3, 0.05])
+    spread = float(controls.double().std()) * (1 + 1 / 4) ** 0.5
+    expected = student.sf((1 - float(controls.double().mean())) / spread, 3)
+    assert chance_of(1.0, controls) == pytest.approx(expected, rel=1e-9)
 
 
 def test_it_is_seeded(model, hits, result):

@@ -9,11 +9,11 @@ from tl_flash.clamps.alone import answers_alone
 from tl_flash.clamps.answers import Answers
 from tl_flash.clamps.caches import reads_its_cache
 from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
-from tl_flash.clamps.generation import complete_text
+from tl_flash.clamps.generation import complete_text, require_room
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, hook_point, require_hooks
-from tl_flash.clamps.values import Mode
+from tl_flash.clamps.values import Mode, named_values
 
 __all__ = [
     "NEUTRAL_PROMPTS",
@@ -30,8 +30,10 @@ __all__ = [
     "clamp_hooks",
     "clamp_rows",
     "complete_text",
-    "reads_its_cache",
-    "residual_length",
-    "require_hooks",
     "hook_point",
+    "named_values",
+    "reads_its_cache",
+    "require_hooks",
+    "require_room",
+    "residual_length",
 ]

@@ -16,7 +16,7 @@ from tl_flash.clamps.prompts import Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, neuron_site, refuse_block_hook
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
-from tl_flash.weights import measuring
+from tl_flash.weights import chosen_layers, measuring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,9 +150,7 @@ def activation_stats(
     rows = texts.rows
     keep = [_kept(model, row, parse_positions(positions), include_bos) for row in rows]
     drawn = _draw(keep, sample, seed)
-    chosen = tuple(range(len(model.blocks)) if layers is None else layers)
-    if not chosen:
-        raise ValueError("layers: expected at least one, got none")
+    chosen = tuple(chosen_layers(layers, len(model.blocks)))
     tallies = {neuron_site(model, layer, "post").name: _Tally() for layer in chosen}
     device = model.W_U.device
     with measuring(model):

@@ -1,6 +1,6 @@
 """The evidence wing: does a label hold? Doses, matched controls, what a clamped model speaks of, checks of a lens."""
 
-from tl_flash.evidence.controls import Peers
+from tl_flash.evidence.controls import Peers, chance_of
 from tl_flash.evidence.doses import dose_window
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
@@ -14,6 +14,7 @@ __all__ = [
     "DoseWindow",
     "MentionRate",
     "Peers",
+    "chance_of",
     "Validation",
     "check_lens",
     "clamp_sweep",

@@ -33,18 +33,26 @@ class Peers:
 
 
 def against(controls: Tensor, before: Answers, after: Answers, token: int) -> dict[str, float]:
-    """How a token moved, and the chance that a control moves it as far: a Student prediction interval, one-sided."""
-    from scipy.stats import t as student
-
+    """How a token moved, and the chance that a control moves it as far."""
     change = (after.log_probs - before.log_probs)[:, token]
     error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
-    dlogp, n = float(change.mean()), len(controls)
-    spread = float(controls.double().std()) * (1 + 1 / n) ** 0.5
-    t = (dlogp - float(controls.double().mean())) / spread if spread > 0 else float("inf")
+    dlogp = float(change.mean())
     return {
         "dlogp": dlogp,
         "dlogp_low": dlogp - 1.96 * error,
         "dlogp_high": dlogp + 1.96 * error,
         "control_dlogp": float(controls.mean()),
-        "p_value": float(student.sf(t, n - 1)),
+        "p_value": chance_of(dlogp, controls),
     }
+
+
+def chance_of(effect: float, controls: Tensor) -> float:
+    """The chance that a control has as large an effect, nats: a Student prediction interval, one-sided."""
+    from scipy.stats import t as student
+
+    others, n = controls.double(), len(controls)
+    spread = max(float(others.std()), _NOISE) * (1 + 1 / n) ** 0.5
+    return float(student.sf((effect - float(others.mean())) / spread, n - 1))
+
+
+_NOISE = 1e-6  # nats: what rounding makes of log-probabilities in float32; less is no spread

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tl_flash.clamps import Mode, Positions, Prompts, PromptsLike, clamp, residual_length
+from tl_flash.clamps import Mode, Positions, Prompts, PromptsLike, clamp, named_values, residual_length
 from tl_flash.evidence.fluency import Fluency, continuations
-from tl_flash.evidence.mentions import mentions
+from tl_flash.evidence.mentions import mentions, require_word
 from tl_flash.evidence.window import DoseWindow
 from tl_flash.names import Neuron, NeuronKey
 from tl_flash.progress import track
 from tl_flash.vocab import Vocab
-from tl_flash.weights import read
-
-if TYPE_CHECKING:
-    pass
+from tl_flash.weights import chosen_layers, read
 
 WRITTEN = 0.5
 """First guess: the dose at which what the neurons write is half as long as the residual stream that it is added to."""
@@ -78,11 +76,21 @@ def dose_window(
         >>> window.doses.tolist(), window.low is None or window.low in (0.5, 1.0)
         ([0.0, 0.5, 1.0], True)
     """
-    units = {Neuron.of(neuron): float(unit) for neuron, unit in neurons.items()}
-    if not units or not all(unit and math.isfinite(unit) for unit in units.values()):
-        raise ValueError(f"neurons: expected at least one, each with a unit that is finite and not 0, got {units}")
-    if doses is not None and (len(doses) == 0 or not all(0 < dose < math.inf for dose in doses)):
-        raise ValueError(f"doses: expected at least one, all above 0 and finite, got {list(doses)}")
+    units = {neuron: float(unit) for neuron, unit in named_values(neurons).items()}
+    if not all(units.values()):
+        raise ValueError(f"neurons: expected units that are not 0, got {units}")
+    if doses is not None:
+        require_doses(doses)
+    elif mode == "multiply":
+        raise ValueError(
+            'doses: expected a list; for mode="multiply" there is no first guess, its units are no activations'
+        )
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected one above 0 and up to 1, got {share}")
+    if not most_perplexity > 0 or not least_distinct >= 0:
+        raise ValueError(
+            f"most_perplexity, least_distinct: expected above 0, and 0 or more, got {most_perplexity}, {least_distinct}"
+        )
     texts = Prompts.of(model, prompts, chat=chat)
     shows, looked_for = _shows(model, word, tokens)
     tried: dict[float, tuple[list[str], list[bool], Fluency]] = {}
@@ -131,14 +139,33 @@ def first_guess(model: Any, units: Mapping[Neuron, float], prompts: Prompts) -> 
 
     Neurons of several layers count where they write most, beside the stream there.
     """
-    weights, layers = read(model), {neuron.layer for neuron in units}
+    weights, layers = read(model), sorted({neuron.layer for neuron in units})
+    weights.require_layers(chosen_layers(layers, weights.n_layers))
+    for neuron in units:
+        if neuron.index >= weights.d_mlp:
+            raise ValueError(f"neurons: expected indices below d_mlp = {weights.d_mlp}, got {neuron}")
     lengths = residual_length(model, prompts, layers)
     shares = []
-    for layer in sorted(layers):
+    for layer in layers:
         own = {neuron.index: unit for neuron, unit in units.items() if neuron.layer == layer}
-        written = torch.tensor(list(own.values())) @ weights.directions(layer, "out").cpu()[list(own)]
+        written = torch.tensor(list(own.values())) @ weights.directions(layer, "out").float().cpu()[list(own)]
         shares.append(float(written.norm()) / lengths[layer])
+    if not max(shares) > 0:
+        raise ValueError(f"neurons: {', '.join(map(str, units))} write nothing (W_out is 0); give others")
     return WRITTEN / max(shares)
+
+
+def require_doses(doses: Sequence[float]) -> None:
+    """Refuse what are no doses.
+
+    Raises:
+        TypeError: no list.
+        ValueError: none, or some that are not above 0 and finite.
+    """
+    if not isinstance(doses, Sequence | Tensor | np.ndarray):
+        raise TypeError(f"doses: expected a list of numbers, got {doses!r}")
+    if len(doses) == 0 or not all(0 < dose < math.inf for dose in doses):
+        raise ValueError(f"doses: expected at least one, all above 0 and finite, got {list(doses)}")
 
 
 def _between(window: DoseWindow) -> list[float]:
@@ -158,10 +185,8 @@ def _shows(
     if word is None and tokens is None or word is not None and tokens is not None:
         raise ValueError("word: expected a word or tokens=, got " + ("neither" if word is None else "both"))
     if tokens is None:
-        assert word is not None
-        if not word.strip():
-            raise ValueError(f"word: expected a word, got {word!r}")
-        return (lambda text, _: mentions(text, word)), word.strip()
+        spoken = require_word(word)
+        return (lambda text, _: mentions(text, spoken)), spoken
     vocab = Vocab.of_model(model, model.W_U.shape[1])
     ids = set(vocab.ids(tokens))
     if not ids:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tl_flash.clamps import Mode, Prompts, attached, clamp_rows
 from tl_flash.lens import first_target, normalised
 from tl_flash.names import Neuron
-from tl_flash.weights import MLPWeights
+from tl_flash.weights import MLPWeights, measuring
 
 _TOKENS_AT_ONCE = 2**12
 _EFFECTS_AT_ONCE = 64
@@ -62,11 +62,11 @@ def effects(
 def _outputs(
     model: Any, texts: Prompts, batch_size: int | None, held: Callable[[list[int], int], AbstractContextManager[Any]]
 ) -> Float[Tensor, "text d_model"]:
-    size = batch_size or max(1, _TOKENS_AT_ONCE // max(map(len, texts.rows)))
+    size = max(1, _TOKENS_AT_ONCE // max(map(len, texts.rows))) if batch_size is None else batch_size
     last, final = len(model.blocks) - 1, []
     outputs = torch.empty(len(texts.rows), model.W_U.shape[0], dtype=torch.float64)
     keep = [(f"blocks.{last}.hook_resid_post", lambda residual, hook: final.append(residual))]
-    with torch.no_grad(), attached(model, keep):
+    with measuring(model), attached(model, keep):
         for batch, tokens in texts.batches(size):
             with held(batch, tokens.shape[1]):
                 model(tokens.to(model.W_U.device), return_type=None, stop_at_layer=last + 1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_flash.clamps import Prompts, reads_its_cache
+from tl_flash.clamps import Prompts, reads_its_cache, require_room
 from tl_flash.weights import measuring
 
 _ROWS = 16
@@ -62,6 +62,7 @@ def continuations(
         max_new_tokens: at most.
         held: a clamp to hold meanwhile.
     """
+    require_room(model, prompts, max_new_tokens)
     written: dict[int, Tensor] = {}
     cached = reads_its_cache(model)
     with measuring(model), held or nullcontext():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.clamps import Mode, Prompts, activation_stats
+from tl_flash.evidence.doses import require_doses
 from tl_flash.evidence.effects import Vocabulary, effects
 from tl_flash.lens import JacobianLens
 from tl_flash.names import Neuron
 from tl_flash.progress import track
-from tl_flash.weights import MLPWeights, read
+from tl_flash.weights import MLPWeights, chosen_layers, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,8 +85,7 @@ def check_lens(
     chosen = _layers(lenses, weights, layers)
     if not 1 <= n <= weights.d_mlp:
         raise ValueError(f"n: expected 1 to {weights.d_mlp}, the neurons of a layer, got {n}")
-    if len(doses) == 0 or not all(0 < dose < math.inf for dose in doses):
-        raise ValueError(f"doses: expected at least one, all above 0 and finite, got {list(doses)}")
+    require_doses(doses)
     texts = Prompts.of(model, prompts, chat=chat)
     if min(map(len, texts.rows)) < 2:
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
@@ -128,9 +127,9 @@ def _layers(lenses: Mapping[str, JacobianLens], weights: MLPWeights, layers: Seq
         if not isinstance(lens, JacobianLens):
             raise TypeError(f"lens: expected a JacobianLens, got {type(lens).__name__}; make one with jacobian_lens")
         lens.require_model(weights)
-    chosen = list(next(iter(lenses.values())).layers if layers is None else layers)
-    if not chosen:
-        raise ValueError("layers: expected at least one, got none; leave it out to check all that the lens holds")
+    if "plain" in lenses:
+        raise ValueError('lens: "plain" is the reading without a lens; give yours another name')
+    chosen = chosen_layers(next(iter(lenses.values())).layers if layers is None else layers, weights.n_layers)
     for lens in lenses.values():
         for layer in chosen:
             lens.at(layer)

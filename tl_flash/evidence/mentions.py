@@ -102,9 +102,7 @@ def mention_rate(
         >>> rate.before in (0.0, 1.0)
         True
     """
-    if not word.strip():
-        raise ValueError(f"word: expected a word, got {word!r}")
-
+    word = require_word(word)
     texts = Prompts.of(model, prompts, chat=chat)
 
     def complete(row: Tensor) -> str:
@@ -115,7 +113,7 @@ def mention_rate(
         after = tuple(complete(row) for row in track(texts.rows, "clamped", progress))
     asked = zip(texts.texts, texts.rows, strict=True)
     return MentionRate(
-        word=word.strip(),
+        word=word,
         prompts=tuple(model.tokenizer.decode(row) if text is None else text for text, row in asked),
         completions_before=before,
         completions_after=after,
@@ -130,13 +128,17 @@ def mentions(text: str, word: str) -> bool:
     Where the script writes no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) the word is
     found anywhere; Korean appends particles to it. An end that is no letter or digit, as of "C++", bounds itself.
 
+    Raises:
+        TypeError: the word is no text.
+        ValueError: it is nothing but spaces.
+
     Example:
         >>> from tl_flash.evidence import mentions
         >>> mentions("Dogs are fun.", "dog"), mentions("A hotdog.", "dog"), mentions("我喜欢狗。", "狗")
         (True, False, True)
     """
-    text, word = (unicodedata.normalize("NFC", part) for part in (text, word.strip()))
-    plural = "s?" if word and _kind(word[-1]) is _Kind.SPACED else ""
+    text, word = (unicodedata.normalize("NFC", part) for part in (text, require_word(word)))
+    plural = "s?" if _kind(word[-1]) is _Kind.SPACED else ""
     pattern = r"\s+".join(map(re.escape, word.split())) + plural
     return any(_stands_alone(text, *match.span()) for match in re.finditer(pattern, text, re.IGNORECASE))
 
@@ -151,6 +153,20 @@ class _Kind(Enum):
 
 
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+
+def require_word(word: Any) -> str:
+    """A word to look for, without spaces around it.
+
+    Raises:
+        TypeError: no text.
+        ValueError: nothing but spaces.
+    """
+    if not isinstance(word, str):
+        raise TypeError(f"word: expected a word, got {type(word).__name__}")
+    if not word.strip():
+        raise ValueError(f"word: expected a word, got {word!r}")
+    return word.strip()
 
 
 def _kind(char: str) -> _Kind:

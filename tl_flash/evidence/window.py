@@ -59,8 +59,9 @@ class DoseWindow:
 
     @property
     def low(self) -> float | None:
-        """The smallest dose tried at which it shows; None where it never does."""
-        return self._first(self.share_shown >= self.share)
+        """The smallest dose tried at which it shows; None where it never does, or does without a clamp."""
+        shown = self.share_shown >= self.share
+        return None if shown[0] else self._first(shown)
 
     @property
     def high(self) -> float | None:
@@ -78,10 +79,15 @@ class DoseWindow:
         """What to clamp: every neuron at a dose, by default the smallest at which it shows.
 
         Raises:
-            ValueError: no dose is given and it never shows.
+            ValueError: no dose is given and it never shows, or shows without a clamp.
         """
         if dose is None:
             dose = self.low
+        if dose is None and self.share_shown[0] >= self.share:
+            raise ValueError(
+                f"dose: {self.looked_for!r} shows in {float(self.share_shown[0]):.0%} of the completions without a "
+                "clamp, so none can be told to show it; give other prompts, or a dose"
+            )
         if dose is None:
             raise ValueError(
                 f"dose: {self.looked_for!r} shows in {self.share:.0%} of the completions at no dose up to "
@@ -103,6 +109,8 @@ class DoseWindow:
     def __repr__(self) -> str:
         named = ", ".join(map(str, self.units)) if len(self.units) <= 3 else f"{len(self.units)} neurons"
         shown = "shows at no dose" if self.low is None else f"shows from {self.low:.3g} units"
+        if self.share_shown[0] >= self.share:
+            shown = "shows without a clamp"
         reads = "reads at no dose" if self.high is None else f"reads up to {self.high:.3g} units"
         return f"{self.looked_for!r} by {named}: {shown}, the text {reads}"
 

@@ -80,9 +80,10 @@ class JacobianLens:
         own = signature(weights)
         if own.shape != self.signature.shape:
             raise ValueError(f"lens: made of another model ({self.source.model}), of other layers or widths")
-        error = float(((own - self.signature).norm(dim=1) / self.signature.norm(dim=1)).max())
+        lengths = self.signature.norm(dim=1).clamp(min=1e-30)
+        error = float(((own - self.signature).norm(dim=1) / lengths).max())
         allowed = 1e-4 if weights.dtype == self.source.dtype else 4e-3  # half a unit of bf16's last place is 2e-3
-        if error > allowed:
+        if not error <= allowed:
             raise ValueError(
                 f"lens: made of another model ({self.source.model}): weights differ by {error:.2g}, expected at most "
                 f"{allowed}; make a lens of this model with jacobian_lens"
