@@ -278,6 +278,13 @@ def _hooked(name: str, processed: bool):
 # Truth
 
 
+def held_W_out(model, layer: int) -> Tensor:
+    """A model's own W_out [d_mlp, d_model], to be changed in place."""
+    if hasattr(model, "original_model"):
+        return model.original_model.model.layers[layer].mlp.down_proj.weight.T
+    return model.blocks[layer].mlp.W_out
+
+
 @cache
 def double(name: str) -> PreTrainedModel:
     """The Hugging Face model in float64, for truth alone."""

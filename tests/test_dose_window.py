@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from tests import families
 from tl_flash import Neuron, activation_stats, clamp, demo, dose_window, flash_decode, plots
 from tl_flash.clamps import Prompts, complete_text, residual_length
 from tl_flash.evidence.doses import first_guess
@@ -113,7 +114,7 @@ def test_a_completion_may_fill_the_context_and_no_more(bridge):
 def test_a_neuron_that_writes_nothing_has_no_first_guess(bridge):
     model = copy.deepcopy(bridge)
     with torch.no_grad():
-        model.original_model.model.layers[1].mlp.down_proj.weight[:, 3] = 0
+        families.held_W_out(model, 1)[3] = 0
     with pytest.raises(ValueError, match="L1N3 write nothing"):
         dose_window(model, {"L1N3": 1.0}, PROMPTS, tokens=[5])
 

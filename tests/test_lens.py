@@ -67,8 +67,8 @@ def test_a_layer_that_writes_nothing_hides_no_other_model(bridge):
     pruned, other = copy.deepcopy(bridge), copy.deepcopy(bridge)
     with torch.no_grad():
         for model in (pruned, other):
-            model.original_model.model.layers[0].mlp.down_proj.weight.zero_()
-        other.original_model.model.layers[1].mlp.down_proj.weight.mul_(-3)
+            families.held_W_out(model, 0).zero_()
+        families.held_W_out(other, 1).mul_(-3)
     lens = jacobian_lens(pruned, PROMPTS)
     lens.require_model(read(pruned))
     with pytest.raises(ValueError, match="another model"):

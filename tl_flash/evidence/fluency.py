@@ -35,15 +35,15 @@ class Fluency:
             prompts: what was continued.
             written: the continuations, as `continuations` gives them.
         """
-        whole = Prompts(tuple(torch.cat(pair) for pair in zip(prompts.rows, written, strict=True)))
+        some = [row for row, tokens in enumerate(written) if len(tokens)]
+        whole = Prompts(tuple(torch.cat([prompts.rows[row], written[row]]) for row in some))
         nats = torch.full((len(written),), torch.nan)
         with measuring(model):
             for batch, tokens in whole.batches(_ROWS):
-                log_probs = model(tokens.to(model.W_U.device)).float().log_softmax(-1).cpu()
-                own = log_probs[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
-                for at, row in enumerate(batch):
-                    if len(written[row]):
-                        nats[row] = -own[at, -len(written[row]) :].mean()
+                log_probs = model(tokens[:, :-1].to(model.W_U.device)).float().log_softmax(-1).cpu()
+                own = log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
+                for at, row in enumerate(some[each] for each in batch):
+                    nats[row] = -own[at, -len(written[row]) :].mean()
         return cls(nats.exp(), torch.tensor([_distinct(row.tolist()) for row in written]))
 
 
