@@ -15,7 +15,7 @@ from tl_flash.kernel import Readout, Unembedding
 from tl_flash.maps import NeuronMap, Null, Source, TopTokens, Tracked, tau_of
 from tl_flash.vocab import Vocab
 
-NULL_DRAWS = 1024
+NULL_DRAWS = 512
 """Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
 
 
@@ -58,6 +58,18 @@ def with_lengths(readout: Readout, rows: Float[Tensor, "n d_model"]) -> Readout:
     return replace(readout, norm=rows.double().norm(dim=-1).float().cpu())
 
 
+def is_centred(unembedding: Unembedding) -> bool:
+    """Whether the columns of W_U have mean zero, as TransformerLens's `center_unembed` leaves them."""
+    of = unembedding.measures if unembedding.score == "dot" else kernel.prepare(unembedding.W_U).measures
+    return float(of.mean_column.norm()) <= 1e-4 * of.size
+
+
+def z_of(readout: Readout) -> Float[Tensor, "2 n k"]:
+    """Z-scores of each direction's listed tokens in itself."""
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float32)[:, None, None]
+    return signs * readout.logits / readout.std[:, None]
+
+
 def null_of(draws: Readout) -> dict[str, Float[Tensor, " value"]]:
     """Top z-scores and kurtosis of null directions, sorted upwards."""
     z = (draws.logits[..., 0] / draws.std).flatten().sort().values
@@ -75,6 +87,7 @@ def write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembe
 
 def assemble(
     tensors: dict[str, Tensor],
+    null: Null | None,
     tracked: list[int],
     vocab: Vocab,
     *,
@@ -86,7 +99,7 @@ def assemble(
     d_model: int,
     source: Source,
 ) -> NeuronMap:
-    """A map of a readout's tensors and `write_z`, with a first axis of layers, and of "null.z" and "null.kurtosis"."""
+    """A map of a readout's tensors and `write_z`, with a first axis of layers."""
     norm, std = tensors["norm"], tensors["std"]
     positive, negative = (
         TopTokens(
@@ -113,7 +126,7 @@ def assemble(
         mean=tensors["mean"],
         std=std,
         kurtosis=tensors["kurtosis"],
-        null=Null(tensors["null.z"], tensors["null.kurtosis"]) if "null.z" in tensors else None,
+        null=null,
         tracked=Tracked(tracked, tensors["tracked"].permute(2, 0, 1).contiguous(), vocab),
     )
 

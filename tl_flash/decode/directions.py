@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,18 +15,23 @@ from tl_flash import kernel
 from tl_flash.decode.assembly import (
     assemble,
     divisor,
+    is_centred,
     null_of,
     rows_of,
     shuffled_rows,
     versions,
     with_lengths,
+    z_of,
 )
+from tl_flash.kernel import Readout
 from tl_flash.lens import JacobianLens, lens_of
-from tl_flash.maps import NeuronMap, Source
+from tl_flash.maps import NeuronMap, Null, Source, while_unchanged
 from tl_flash.vocab import Vocab
-from tl_flash.weights import UnembeddingWeights, fingerprint, is_centred, read, read_unembedding
+from tl_flash.weights import UnembeddingWeights, fingerprint, read, read_unembedding
 
 _FEWEST_TO_SHUFFLE = 32
+_MANY = 1024
+"""Directions beside which a null and W_U's fingerprint take little; of fewer they are made when first asked for."""
 
 
 def decode_directions(
@@ -68,7 +74,8 @@ def decode_directions(
 
     Returns:
         NeuronMap of one layer, 0, with side "direction": direction i is "L0N<i>", and `write_z` is its own z-score.
-        From 32 directions on it has a null, which shuffles each coordinate over the directions given.
+        From 32 directions on it has a null, which shuffles each coordinate over the directions given. Of fewer than
+        1,024 the null and `source.fingerprint` are made when first asked for: until then the map holds W_U.
 
     Raises:
         TypeError: directions that are no floats, or no model.
@@ -101,6 +108,8 @@ def decode_directions(
         carried = lens.carry(carried, layer)
     vocab, final_norm = unread.vocab, unread.final_norm
     tracked = vocab.ids(tokens or [])
+    n = len(carried)
+    few, null = n < _MANY, n >= _FEWEST_TO_SHUFFLE
     unembedding = kernel.prepare(
         unread.W_U,
         gain=unread.final_gain if fold_ln else None,
@@ -109,25 +118,37 @@ def decode_directions(
         ignore=vocab.nameless() + vocab.ids(ignore_tokens or []),
         device=device,
         precision=precision,
+        keep=not few,
     )
-    n = len(carried)
-    every, null = carried, n >= _FEWEST_TO_SHUFFLE
-    if null:
-        drawn = shuffled_rows(n, carried.shape[1], seed=0).to(carried.device)
-        every = torch.cat([carried, carried.gather(0, drawn)])
-    norm = divisor(every, centred=unread.centre and not fold_ln, final_norm=final_norm)
-    both = kernel.decode(every, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
-    readout = rows_of(both, slice(n))
+
+    def decoded(x: Tensor) -> Readout:
+        norm = divisor(x, centred=unread.centre and not fold_ln, final_norm=final_norm)
+        return kernel.decode(x, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
+
+    def shuffled() -> Tensor:
+        return carried.gather(0, shuffled_rows(n, carried.shape[1], seed=0).to(carried.device))
+
+    if few:
+        rows, carried = rows.clone(), carried.clone()  # what is made later is made of them
+        readout, draws = decoded(carried), None
+    else:
+        both = decoded(torch.cat([carried, shuffled()]))
+        readout, draws = rows_of(both, slice(n)), rows_of(both, slice(n, None))
     if not final_norm:
         readout = with_lengths(readout, carried)
-    signs = torch.tensor([1.0, -1.0], dtype=torch.float32)[:, None, None]
     names = ("ids", "logits", "log_z", "norm", "mean", "std", "kurtosis", "tracked")
     tensors = {name: getattr(readout, name) for name in names}
-    tensors["write_z"] = signs * readout.logits / readout.std[:, None]
-    if null:
-        tensors |= null_of(rows_of(both, slice(n, None)))
+    tensors["write_z"] = z_of(readout)
+    W_U, later = unread.W_U, few and not unread.W_U.is_inference()
+    make_null = cache(lambda: null_of(decoded(shuffled()) if draws is None else draws))
+    make_fingerprint: Callable[[], str] = lambda: fingerprint(W_U.T, rows)  # noqa: E731
+    if later:
+        make_null = while_unchanged(make_null, W_U, "null")
+        make_fingerprint = while_unchanged(make_fingerprint, W_U, "fingerprint")
+    z, kurtosis = (lambda: make_null()["null.z"][None], lambda: make_null()["null.kurtosis"][None])
     return assemble(
         {name: tensor[None] for name, tensor in tensors.items()},
+        (Null(cast(Tensor, z), cast(Tensor, kurtosis)) if later else Null(z(), kurtosis())) if null else None,
         tracked,
         vocab,
         side="direction",
@@ -139,12 +160,12 @@ def decode_directions(
         source=Source(
             model=unread.name,
             model_class=unread.class_name,
-            fingerprint=fingerprint(unread.W_U.T, rows),
+            fingerprint=cast(str, make_fingerprint) if later else make_fingerprint(),
             dtype=str(rows.dtype).removeprefix("torch."),
             fold_ln=fold_ln,
             lens=None if lens is None else lens.fingerprint,
             lens_made=None if lens is None else lens.source.made,
-            center_unembed=is_centred(unread.W_U),
+            center_unembed=is_centred(unembedding),
             precision=precision,
             repaired=readout.repaired,
             versions=versions(),

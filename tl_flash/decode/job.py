@@ -16,20 +16,22 @@ from tl_flash import kernel
 from tl_flash.decode.assembly import (
     assemble,
     divisor,
+    is_centred,
     null_of,
     rows_of,
     shuffled_rows,
     versions,
     with_lengths,
     write_z,
+    z_of,
 )
 from tl_flash.decode.feed import Feed
 from tl_flash.decode.options import Options
 from tl_flash.decode.units import BLOCK, Part, Ready, Unit
 from tl_flash.kernel import Readout, Unembedding, parts
 from tl_flash.lens import JacobianLens
-from tl_flash.maps import NeuronMap, Source
-from tl_flash.weights import MLPWeights, Sums, chosen_layers, combined, digest, is_centred, read, require_side
+from tl_flash.maps import NeuronMap, Null, Source
+from tl_flash.weights import MLPWeights, Sums, chosen_layers, combined, digest, read, require_side
 
 _POLES = ("ids", "logits", "log_z", "write_z")
 _NULL = ("null.z", "null.kurtosis")
@@ -97,7 +99,7 @@ class Job:
     @cached_property
     def unembedding_digest(self) -> str:
         """Of W_U, as held."""
-        return digest(self.weights.W_U.T)
+        return self.unembedding.kept.once("digest", lambda: digest(self.weights.W_U.T))
 
     def run(self, units: Sequence[Unit]) -> Iterator[Part]:
         """Decode units, in order; the next one's weights are read meanwhile.
@@ -163,7 +165,10 @@ class Job:
         if not self.weights.final_norm:
             own = with_lengths(own, read.rows[:n])
         tensors = {name: getattr(own, name) for name in ("ids", "logits", "log_z", *_OTHERS)}
-        tensors["write_z"] = write_z(read.writes, own.ids, self.unembedding)
+        if self.options.side == "out":
+            tensors["write_z"] = z_of(own)
+        else:
+            tensors["write_z"] = write_z(read.writes, own.ids, self.unembedding)
         if read.unit.null:
             tensors |= null_of(rows_of(readout, slice(n, None)))
         return Part(read.unit, read.sums.digest(), readout.repaired, tensors)
@@ -173,13 +178,14 @@ class Job:
         by_unit = {part.unit: part for part in done}
         ordered = [by_unit[unit] for unit in self.units]
         layers = [list(group) for _, group in groupby(ordered, key=lambda part: part.unit.layer)]
-        tensors = {name: torch.stack([layer[-1].tensors[name] for layer in layers]) for name in _NULL}
+        tensors = {}
         for name in (*_POLES, *_OTHERS):
             dim = int(name in _POLES)
             tensors[name] = torch.stack([torch.cat([part.tensors[name] for part in layer], dim) for layer in layers])
         weights = self.weights
         return assemble(
             tensors,
+            Null(*(torch.stack([layer[-1].tensors[name] for layer in layers]) for name in _NULL)),
             self.tracked,
             weights.vocab,
             side=self.options.side,
@@ -196,7 +202,7 @@ class Job:
                 fold_ln=self.options.fold_ln,
                 lens=None if self.lens is None else self.lens.fingerprint,
                 lens_made=None if self.lens is None else self.lens.source.made,
-                center_unembed=is_centred(weights.W_U),
+                center_unembed=is_centred(self.unembedding),
                 precision=self.options.precision,
                 repaired=sum(part.repaired for part in ordered),
                 versions=versions(),

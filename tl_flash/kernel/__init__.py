@@ -14,6 +14,7 @@ threads or `max_bytes`.
 
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.columns import Columns, centred_columns, column_cosines, column_lengths
+from tl_flash.kernel.kept import forget, held_bytes
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.reference import reference_decode
 from tl_flash.kernel.scores import moments, token_scores
@@ -30,6 +31,8 @@ __all__ = [
     "column_lengths",
     "decode",
     "decode_each",
+    "forget",
+    "held_bytes",
     "moments",
     "multiplies_bf16_faster",
     "parts",

@@ -44,8 +44,8 @@ class Plan:
     by_token: bool
     #   the budget holds a copy of W_U by token, see `Unembedding.by_token`
     buffers: tuple[int, int, int, int, int]
-    #   bytes of a tile's scores, of their block extremes, of work on scores in float32 and in their own dtype, and of
-    #   some columns of W_U converted
+    #   bytes of a tile's scores, of their block extremes, twice of work on scores in float32, and of some columns of
+    #   W_U converted
 
     @property
     def buffer_bytes(self) -> int:
@@ -88,10 +88,10 @@ class Plan:
         # Bytes of a row's scores, of its block extremes, of itself, and of choosing its candidates.
         a_row, its_blocks, itself = itemsize * size * blocks, 2 * itemsize * blocks, 32 * u.d_model
         choosing = 2 * 24 * blocks // FAN + 2 * 32 * candidates * (FAN + size)
-        rest = max_bytes - work * (4 + itemsize) - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
+        rest = max_bytes - work * 8 - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
         most = min(MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS))
         rows = int(max(min(rest // (a_row + its_blocks + itself + choosing), most), 0))
-        a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * work, itemsize * work, columns * a_column))
+        a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * work, 4 * work, columns * a_column))
         return cls(rows, columns, blocks, size, candidates, pairs, by_token, (a, b, c, d, e))
 
     def greatest(self, of_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,9 @@ def _candidates_needed(u: Unembedding, screen: Screen, k: int) -> int:
     """
     kth = math.sqrt(2 * math.log(u.d_vocab / k))
     of_rows = 0.42 * screen.rounding  # root mean square of what rounding takes from a number, beside it
-    of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
+    of_weights = 0.0
+    if screen.residual is not None:
+        of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
     error = math.sqrt(u.d_model) * (of_rows + of_weights + screen.accumulation) + screen.rounding * kth
     mixed_in = k * math.expm1(min(kth * error, 4))
     return math.ceil(k + mixed_in + 3 * math.sqrt(mixed_in) + 4)

@@ -12,7 +12,6 @@ from torch import Tensor
 from tl_flash.kernel.arithmetic import parts
 
 LEAST_SUM, GREATEST_SUM = 1e-30, 1e36  # of exponentials that neither lost terms nor came near overflow
-_SEGMENT = 512  # bf16 numbers that are summed before the sum is rounded
 _ORDER = {
     torch.bfloat16: (torch.int16, 15, 0x7FFF, 0x7F7F),
     torch.float32: (torch.int32, 31, 0x7FFFFFFF, 0x7F7FFFFF),
@@ -31,14 +30,17 @@ class Reduced(NamedTuple):
     fourths: Tensor
     #   float64 [n], of (score - mean)^4
     log_z: Tensor
+    #   float64 [2, n], logsumexp of +-slope * (score - mean)
+    tilted: Tensor
+    #   float64 [2, n], mean of +-(score - mean) by the weights that log_z sums
 
 
 class Work(NamedTuple):
     """Memory that scores are worked on in, so many at a time."""
 
     float32: Tensor
-    own: Tensor
-    #   in the scores' dtype
+    powers: Tensor
+    #   float32
     extremes: Tensor
 
 
@@ -58,17 +60,21 @@ def reduce(
     n, width = scores.shape
     blocks = work.extremes.shape[-1]
     extremes = work.extremes[:, :n]
-    sums = torch.zeros(4, n, dtype=torch.float64, device=scores.device)
-    for rows in parts(n, len(work.own) // width):
-        ordered = _ordered(scores[rows], work.own).unflatten(1, (-1, blocks))
+    sums = torch.zeros(6, n, dtype=torch.float64, device=scores.device)
+    for rows in parts(n, len(work.powers) // width):
+        ordered = _ordered(scores[rows], work.powers).unflatten(1, (-1, blocks))
         _block_extremes(ordered, never, scores.dtype, extremes[:, rows])
-        real, middle = scores[rows, :d_vocab], None if mean is None else mean[rows]
-        sums[0, rows], sums[1, rows] = _power_sums(real, middle, work.float32)
+        real = scores[rows, :d_vocab]
+        wide = work.float32[: real.numel()].view(real.shape).copy_(real)
         if slope is not None:
-            sums[2, rows], sums[3, rows] = _exp_sums(real, work.own)
+            sums[2:, rows] = _exp_sums(wide, work.powers[: real.numel()].view(real.shape))
+        if mean is not None:
+            wide -= mean[rows]
+        sums[0, rows], sums[1, rows] = _power_sums(wide)
     if slope is None:
-        return Reduced(extremes, sums[0], sums[1], torch.full_like(sums[2:], math.nan))
-    return Reduced(extremes, sums[0], sums[1], _log_sums(sums[2:], scores[:, :d_vocab], mean, slope))
+        nothing = torch.full_like(sums[2:4], math.nan)
+        return Reduced(extremes, sums[0], sums[1], nothing, nothing)
+    return Reduced(extremes, sums[0], sums[1], *_log_sums(sums[2:], scores[:, :d_vocab], mean, slope))
 
 
 def _ordered(scores: Tensor, work: Tensor) -> Tensor:
@@ -110,42 +116,36 @@ def _block_extremes(ordered: Tensor, never: Tensor | None, dtype: torch.dtype, e
     torch.amin(ordered, 1, out=extremes[1]).bitwise_not_()
 
 
-def _power_sums(scores: Tensor, mean: Tensor | None, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of (score - mean)^2 and of (score - mean)^4, float32 [n] each."""
-    centred = work[: scores.numel()].view(scores.shape).copy_(scores)
-    if mean is not None:
-        centred -= mean
+def _power_sums(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the squares and of the fourth powers, float32 [n] each; written over."""
     squares = centred.square_().sum(1)
     return squares, centred.square_().sum(1)
 
 
-def _exp_sums(scores: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of exp(score) and of exp(-score), float32 [n] each; one exponential serves both."""
-    powers = torch.exp(scores, out=work[: scores.numel()].view(scores.shape))
-    return _row_sums(powers), _row_sums(powers.reciprocal_())
+def _exp_sums(scores: Tensor, work: Tensor) -> Tensor:
+    """Sums of exp(score) and of exp(-score), then of these times the score, float32 [4, n], from one exponential."""
+    powers = torch.exp(scores, out=work)
+    above, above_tilted = powers.sum(1), torch.linalg.vecdot(powers, scores)
+    below = powers.reciprocal_().sum(1)
+    return torch.stack([above, below, above_tilted, torch.linalg.vecdot(powers, scores)])
 
 
-def _row_sums(values: Tensor) -> Tensor:
-    """float32 [n]. torch sums bf16 in float32 and rounds the sum: short sums keep that small."""
-    if values.dtype == torch.float32:
-        return values.sum(1)
-    whole = values.shape[1] // _SEGMENT * _SEGMENT
-    segments = values[:, :whole].unflatten(1, (-1, _SEGMENT)).sum(2)
-    return segments.float().sum(1) + values[:, whole:].sum(1).float()
+def _log_sums(sums: Tensor, scores: Tensor, mean: Tensor | None, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 [2, n] each: logsumexp of +-slope * (score - mean) over the vocabulary, and their weighted means.
 
-
-def _log_sums(sums: Tensor, scores: Tensor, mean: Tensor | None, slope: Tensor) -> Tensor:
-    """float64 [2, n]: logsumexp of +-slope * (score - mean) over the vocabulary.
-
-    `sums` [2, n], of exp(score) and exp(-score), serve wherever slope is 1 and nothing came near overflow.
+    `sums` [4, n], what `_exp_sums` gives, serve wherever slope is 1 and nothing came near overflow.
     """
     mean = torch.zeros_like(slope) if mean is None else mean
-    log_z = sums.log() + torch.cat([-mean, mean], 1).T
-    usable = ((sums > LEAST_SUM) & (sums < GREATEST_SUM)).all(0) & (slope[:, 0] == 1)
+    signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64, device=scores.device)
+    log_z = sums[:2].log() - signs * mean.T
+    tilted = signs * (sums[2:] / sums[:2] - mean.T)
+    usable = ((sums[:2] > LEAST_SUM) & (sums[:2] < GREATEST_SUM)).all(0) & (slope[:, 0] == 1)
     for row in (~usable).nonzero():
-        scaled = (scores[row] - mean[row]) * slope[row]
-        log_z[:, row] = torch.stack([scaled.logsumexp(1), (-scaled).logsumexp(1)]).double()
-    return log_z
+        centred = signs * (scores[row] - mean[row])
+        scaled = centred * slope[row]
+        log_z[:, row] = scaled.logsumexp(1, keepdim=True)
+        tilted[:, row] = (scaled.softmax(1) * centred).sum(1, keepdim=True)
+    return log_z, tilted
 
 
 def has_triton(device: torch.device) -> bool:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_finite, expect_matrix, token_ids
+from tl_flash.kernel.directions import Directions
 from tl_flash.kernel.rescore import Rescorer, pairs_within
-from tl_flash.kernel.tiles import Directions
 from tl_flash.kernel.unembedding import Unembedding
 
 _AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
@@ -46,8 +46,8 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
 def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores.
 
-    They are x . mean(W_U) and the root of x' C x, with C the covariance of W_U's columns, made at the first call
-    and kept. Those of a zero direction are NaN.
+    They are x . mean(W_U) and the length of R' x, with R R' the covariance of W_U's columns, made at the first call and
+    kept. Those of a zero direction are NaN.
 
     Raises:
         TypeError: x is not a float tensor.
@@ -60,9 +60,8 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
             unit = (d.rows / d.length[:, None]).float()
-            variance = ((unit @ u.covariance) * unit).sum(1).clamp(min=0)
             mean[rows] = d.mean.masked_fill(d.zero, math.nan)
-            std[rows] = (variance.double().sqrt() * d.length).masked_fill(d.zero, math.nan)
+            std[rows] = ((unit @ u.root).norm(dim=1).double() * d.length).masked_fill(d.zero, math.nan)
     return mean, std
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +14,7 @@ from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 
 FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
 LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in bf16
-PART_BYTES = 4 * 2**20  # of float64, while W_U is measured
+PART_BYTES = 2**20  # of a piece of W_U that is worked on
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +27,29 @@ class Screen:
     #   float32 or bfloat16
     scaled: bool
     #   weights hold column_scale already, and less their mean over the vocabulary
-    reach: Tensor
-    #   float32 [d_vocab], an upper bound on the length of each column of weights (times column_scale)
-    residual: Tensor
-    #   float32 [d_vocab], an upper bound on the length of what each column lost to rounding
     accumulation: float
     #   |computed - x . w| <= accumulation ||x|| ||w|| for the product, before its result is rounded to dtype
     rounding: float
+    bounds: Callable[[], tuple[Tensor, Tensor | None]]
+    #   makes `reach` and `residual`
+    main: Tensor | None = None
+    #   float32 [d_model, r], directions in which the columns vary most: weights hold r rows more, their coordinates in
+    #   these, which multiply what rounding took from a direction in these
+
+    @property
+    def reach(self) -> Tensor:
+        """An upper bound on the length of each column of weights (times column_scale), float32 [d_vocab]."""
+        return self.bounds()[0]
+
+    @property
+    def residual(self) -> Tensor | None:
+        """An upper bound on the length of what each column lost to rounding, float32 [d_vocab]; None where nothing."""
+        return self.bounds()[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.weights.nbytes + sum(each.nbytes for each in self.bounds() if each is not None)
 
 
 def screens_in_bf16(W_U: Tensor) -> bool:
@@ -52,7 +69,8 @@ def multiplies_bf16_faster(device: torch.device) -> bool:
         return False
     told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if told.get("architecture") == "x86_64":
-        return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+        intel = "Intel" in str(told.get("cpu_name"))  # whose AVX-512 multiplies bf16 no faster than float32
+        return bool(told.get("amx_bf16") or (told.get("avx512_bf16") and not intel))
     return _tries_bf16_faster()
 
 
@@ -73,49 +91,54 @@ def _tries_bf16_faster() -> bool:
     return True
 
 
-def plain_screen(W_U: Tensor, reach: Tensor) -> Screen:
+def plain_screen(W_U: Tensor, reach: Callable[[], Tensor]) -> Screen:
     """W_U itself, in float32."""
     # Any order of summing, by fused or plain multiply-adds, and the roundings of x, w and the scale to float32.
-    accumulation = 1.01 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
     return Screen(
         weights=W_U,
         dtype=torch.float32,
         scaled=False,
-        reach=reach,
-        residual=torch.zeros_like(reach),
-        accumulation=accumulation,
+        accumulation=1.01 * (len(W_U) + 8) * FLOAT32_ROUNDOFF,
         rounding=8 * FLOAT32_ROUNDOFF,
+        bounds=lambda: (reach(), None),
     )
 
 
-def bf16_screen(W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, reach: Tensor) -> Screen:
+def needs_no_copy(W_U: Tensor, column_scale: Tensor | None) -> bool:
+    """Whether W_U is screened in bf16 as it is held."""
+    aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
+    return W_U.dtype == torch.bfloat16 and column_scale is None and aligned
+
+
+def bf16_screen(
+    W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, reach: Tensor, main: Callable[[], Tensor]
+) -> Screen:
     """W_U itself where it is held in bf16 and unscaled, else a bf16 copy, scaled and less its mean."""
     # Matrix units sum in float32 but may truncate where a CPU rounds: twice the roundoff.
     accumulation = 2.02 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
     rounding = 1.01 * BF16_ROUNDOFF
-    aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
-    if W_U.dtype == torch.bfloat16 and column_scale is None and aligned:
-        return Screen(W_U, torch.bfloat16, False, reach, torch.zeros_like(reach), accumulation, rounding)
-    copy = torch.empty(W_U.shape[::-1], dtype=torch.bfloat16, device=W_U.device).T
-    length, residual = torch.empty(2, W_U.shape[1], dtype=torch.float64, device=W_U.device)
-    for part in parts(W_U.shape[1], PART_BYTES // (8 * len(W_U))):
-        W = W_U[:, part].to(torch.float64, copy=True)
-        if column_scale is not None:
-            W *= column_scale[part]
-        W -= mean_column[:, None]
-        copy[:, part] = W
-        length[part] = torch.linalg.vector_norm(copy[:, part].double(), dim=0)
-        residual[part] = torch.linalg.vector_norm(W.sub_(copy[:, part]), dim=0)
-    residual += 1e-12 * (reach + mean_column.norm())  # float64's own rounding, seen where columns are all but equal
-    return Screen(
-        weights=copy,
-        dtype=torch.bfloat16,
-        scaled=True,
-        reach=upper_float32(length),
-        residual=upper_float32(residual),
-        accumulation=accumulation,
-        rounding=rounding,
-    )
+    if needs_no_copy(W_U, column_scale):
+        return Screen(W_U, torch.bfloat16, False, accumulation, rounding, lambda: (reach, None))
+    d_model, d_vocab = W_U.shape
+    exact = torch.float64 if W_U.dtype == torch.float64 else torch.float32
+    directions = main().to(exact)
+    copy = torch.empty(d_vocab, d_model + directions.shape[1], dtype=torch.bfloat16, device=W_U.device)
+    length, residual = torch.empty(2, d_vocab, dtype=exact, device=W_U.device)
+    mean, scale = mean_column.to(exact), None if column_scale is None else column_scale.to(exact)[:, None]
+    for part in parts(d_vocab, PART_BYTES // (4 * d_model)):
+        W = W_U[:, part].T.to(exact, copy=True)
+        if scale is not None:
+            W *= scale[part]
+        W -= mean
+        copy[part, :d_model] = W
+        copy[part, d_model:] = W @ directions
+        rounded = copy[part, :d_model].to(exact)
+        torch.linalg.vector_norm(rounded, dim=1, out=length[part])
+        torch.linalg.vector_norm(W.sub_(rounded), dim=1, out=residual[part])
+    summed = 1 + (d_model + 4) * FLOAT32_ROUNDOFF
+    unseen = 4 * FLOAT32_ROUNDOFF * (reach.double() + mean_column.norm())  # the roundings of mean, scale and W - mean
+    bounds = upper_float32(length.double() * summed), upper_float32(residual.double() * summed + unseen)
+    return Screen(copy.T, torch.bfloat16, True, accumulation, rounding, lambda: bounds, directions.float())
 
 
 def upper_float32(lengths: Tensor) -> Tensor:

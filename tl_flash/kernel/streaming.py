@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ from tl_flash.kernel.checks import (
     expect_norm,
     token_ids,
 )
+from tl_flash.kernel.directions import Directions
 from tl_flash.kernel.plan import Plan
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.rescore import Rescorer
-from tl_flash.kernel.tiles import Directions, Tile, Top
+from tl_flash.kernel.screens import Screen
+from tl_flash.kernel.statistics import statistics
+from tl_flash.kernel.tiles import Tile, Top
 from tl_flash.kernel.unembedding import Unembedding
 from tl_flash.kernel.upload import uploaded
 
@@ -51,10 +55,10 @@ def decode(
 
     Returns:
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
-            as float32 sums where scores are screened in float32. Where they are screened in bf16 the terms of the top
-            tokens are exact too and the rest carries its rounding: on random weights of GPT-2's shape log_z was right
-            to 3e-3, std to 1 in 10,000, kurtosis to 1e-3. A direction that is zero, once centred and times gain, or
-            whose norm is given as 0, has no reading: see Readout.
+            as float32 sums of float32 scores, also where a CPU screens in bf16: see `statistics`. On a GPU, and under
+            precision="fast", they carry what rounding to bf16 leaves, in log_z up to some 1e-2 on trained weights. A
+            direction that is zero, once centred and times gain, or whose norm is given as 0, has no reading: see
+            Readout.
 
     Raises:
         TypeError: x or norm is not a float tensor, k or max_bytes not a whole number, or tracked holds something other
@@ -102,24 +106,46 @@ def decode_each(
 
 
 class _Tiles:
-    """Two tiles in one piece of scratch memory: one to decode with, one in float32 to repair with."""
+    """Two tiles in one piece of scratch memory: one that is fast for many directions, one in float32."""
 
     def __init__(self, max_bytes: int, k: int, u: Unembedding):
-        plans = [Plan.within(max_bytes, u, screen, k) for screen in (u.fast, u.plain)]
-        scratch = torch.empty(max(plan.buffer_bytes for plan in plans), dtype=torch.uint8, device=u.device)
-        rescorer = Rescorer(u, min(plan.pairs for plan in plans))
-        screens = (u.fast, u.plain)
-        self.fast, self.plain = (Tile(p, s, u, scratch, rescorer) for p, s in zip(plans, screens, strict=True))
-        self.by_token = all(plan.by_token for plan in plans)
-        self.rows = 0  # decoded so far
+        self.u, self.max_bytes, self.k = u, max_bytes, k
+        self.rows, self.by_token = 0, True  # decoded so far; whether all have room for a copy of W_U by token
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=u.device)
+
+    def of(self, n: int) -> Tile:
+        """What n directions more are screened with."""
+        self.rows += n
+        return self.plain if self.u.bf16_from is None or self.rows < self.u.bf16_from else self.fast
+
+    @cached_property
+    def plain(self) -> Tile:
+        """In float32: for few directions, and to repair with."""
+        return self._tile(self._plan(self.u.plain), self.u.plain)
+
+    @cached_property
+    def fast(self) -> Tile:
+        """In what is fastest on this device."""
+        plan, self.by_token = self._plan(self.u.fast), True
+        self.__dict__.pop("plain", None)  # one that shares the scratch takes its place
+        self._tile(self._plan(self.u.plain), self.u.plain)
+        return self._tile(plan, self.u.fast)
+
+    def _plan(self, screen: Screen) -> Plan:
+        return Plan.within(self.max_bytes, self.u, screen, self.k)
+
+    def _tile(self, plan: Plan, screen: Screen) -> Tile:
+        self.by_token &= plan.by_token
+        if len(self._scratch) < plan.buffer_bytes:
+            self._scratch = torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=self.u.device)
+        return Tile(plan, screen, self.u, self._scratch, Rescorer(self.u, plan.pairs))
 
 
 def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Tiles) -> dict[str, Tensor]:
     """Everything but the slower repairs, left on the device. On a GPU nothing here waits for the device."""
-    tile = tiles.fast
-    u, out = tile.u, _empty_results(len(x), k, len(followed), tile.u.device)
+    u, out = tiles.u, _empty_results(len(x), k, len(followed), tiles.u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
-        tiles.rows += len(x)
+        tile = tiles.of(len(x))
         if tiles.by_token and 2 * k * tiles.rows > u.d_vocab:  # more columns gathered than there are
             u.hold_by_token()
         for rows, some in uploaded(x, tile.plan.rows, u.device):
@@ -131,8 +157,9 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Ti
             out["repaired"][rows] = top.unproven.any(0)
             if u.device.type == "cpu" and u.precision == "exact":
                 tile.repair(top, at_once=True)
-            out["unproven"][rows] = top.unproven.any(0)
-            out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = tile.statistics(top)
+            found, doubtful = statistics(tile, top)
+            out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = found
+            out["again"][rows] = (top.unproven.any(0) & (u.precision == "exact")) | (doubtful & ~d.zero)
             out["norm"][rows], out["mean"][rows] = d.norm, d.mean
             out["tracked"][rows] = _followed_scores(d, followed, u)
             _keep(top, d, rows, out, u)
@@ -142,21 +169,22 @@ def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Ti
 def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tiles) -> Readout:
     """Wait for a layer, refuse what cannot be read, repair what is not proven."""
     expect_finite(out.pop("finite"))
-    u, tile = tiles.fast.u, tiles.plain
-    unproven, repaired = out.pop("unproven").nonzero()[:, 0], int(out.pop("repaired").sum())
-    if u.precision == "fast":
-        unproven, repaired = unproven[:0], 0
+    u = tiles.u
+    again, repaired = out.pop("again").nonzero()[:, 0], int(out.pop("repaired").sum())
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(len(unproven), tile.plan.rows):
-            rows = unproven[part]
+        for part in parts(len(again), tiles.plain.plan.rows if len(again) else 1):
+            tile, rows = tiles.plain, again[part]
             on_x = rows.to(x.device)
             d = Directions.of(x[on_x], None if norm is None else norm[rows.to(norm.device)], u)
             tile.fill(d)
             top = tile.top_tokens(out["ids"].shape[-1])
             tile.repair(top, at_once=False)
+            std, kurtosis, log_z = (each.float() for each in statistics(tile, top)[0])
+            out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = std, kurtosis, log_z
             _keep(top, d, rows, out, u)
     _blank(out, out.pop("zero"))
     expect_in_range(out)
+    repaired = 0 if u.precision == "fast" else repaired
     return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
 
 
@@ -179,7 +207,7 @@ def _keep(top: Top, d: Directions, rows: slice | Tensor, out: dict[str, Tensor],
 def _empty_results(n: int, k: int, n_tracked: int, device: torch.device) -> dict[str, Tensor]:
     shapes = {"logits": (2, n, k), "log_z": (2, n), "tracked": (n, n_tracked)}
     shapes |= dict.fromkeys(("norm", "mean", "std", "kurtosis"), (n,))
-    flags = dict.fromkeys(("finite", "zero", "unproven", "repaired"), (n,))
+    flags = dict.fromkeys(("finite", "zero", "again", "repaired"), (n,))
     out = {name: torch.empty(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
     out |= {name: torch.empty(shape, dtype=torch.bool, device=device) for name, shape in flags.items()}
     return out | {"ids": torch.empty(2, n, k, dtype=torch.int32, device=device)}

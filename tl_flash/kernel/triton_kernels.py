@@ -51,6 +51,10 @@ def _reduce(
         negative = tl.sum(tl.where(real, tl.exp((bottom - score) * steep), 0.0))
         tl.store(out + 2 * plane, tl.log(positive) + (top - middle) * steep)
         tl.store(out + 3 * plane, tl.log(negative) + (middle - bottom) * steep)
+        above = tl.sum(tl.where(real, tl.exp((score - top) * steep) * centred, 0.0))
+        below = tl.sum(tl.where(real, tl.exp((bottom - score) * steep) * centred, 0.0))
+        tl.store(out + 4 * plane, above / positive)
+        tl.store(out + 5 * plane, -below / negative)
 
 
 def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | None, blocks: int) -> Reduced:
@@ -61,7 +65,7 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | N
     n, d_vocab = scores.shape
     pieces = triton.cdiv(blocks, _BLOCKS)
     extremes = torch.empty(2, n, blocks, dtype=torch.float32, device=scores.device)
-    sums = torch.empty(4, n, pieces, dtype=torch.float32, device=scores.device)
+    sums = torch.empty(6, n, pieces, dtype=torch.float32, device=scores.device)
     _reduce[(n, pieces)](  # pyright: ignore[reportIndexIssue]
         scores, scores.stride(0), scores if never is None else never.view(torch.uint8),
         mean, mean if slope is None else slope, extremes, sums, d_vocab, blocks,
@@ -70,10 +74,11 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | N
     )  # fmt: skip
     squares, fourths = sums[:2].sum(-1, dtype=torch.float64)
     if slope is None:
-        log_z = torch.full((2, n), math.nan, dtype=torch.float64, device=scores.device)
-    else:
-        log_z = sums[2:].double().logsumexp(-1)
-    return Reduced(extremes, squares, fourths, log_z)
+        nothing = torch.full((2, n), math.nan, dtype=torch.float64, device=scores.device)
+        return Reduced(extremes, squares, fourths, nothing, nothing)
+    logs = sums[2:4].double()
+    tilted = (logs.softmax(-1) * sums[4:]).sum(-1)
+    return Reduced(extremes, squares, fourths, logs.logsumexp(-1), tilted)
 
 
 @triton.jit

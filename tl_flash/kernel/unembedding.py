@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
-from tl_flash.kernel.screens import PART_BYTES, Screen, bf16_screen, plain_screen, screens_in_bf16, upper_float32
+from tl_flash.kernel.kept import Kept, kept
+from tl_flash.kernel.measures import Measures, measure, measure_cosine
+from tl_flash.kernel.screens import PART_BYTES, Screen, bf16_screen, needs_no_copy, plain_screen, screens_in_bf16
+
+ROWS_TO_PAY = 1.0  # directions, in units of d_model, whose faster product is worth a bf16 copy and W_U's covariance
+_MAIN, _ROUNDS = 32, 8  # directions in which rounding is made up for, and rounds of finding them
+_JITTER = 0.0, 1e-9, 1e-7, 1e-6  # of the mean variance, where a covariance is not positive definite
 
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """W_U prepared once for all layers; made by `prepare`. It holds W_U itself, and at most one bf16 copy.
+    """W_U prepared for all layers; made by `prepare`. What is found of it is found when first needed.
 
-    Once many directions were decoded it may also hold what `by_token` tells of, within the caller's `max_bytes`.
+    `held_bytes` says how much memory that takes beside W_U: a few numbers a token, and where directions are screened
+    in bf16 W_U's covariance, [d_model, d_model], and unless W_U is held in bf16 a copy of it that is.
     """
 
     W_U: Tensor
@@ -31,17 +39,9 @@ class Unembedding:
     #   int64, ids that are never reported
     reportable: Tensor
     #   bool [d_vocab]
-    column_scale: Tensor | None
-    #   float64 [d_vocab], 1 / length of each column of W_U' under "cosine" (0 for a zero column)
-    mean_column: Tensor
-    #   float64 [d_model], the mean over the vocabulary of the (scaled) columns of W_U
-    size: float
-    #   root mean square length of the (scaled) columns: the unit in which scores are screened
-    plain: Screen
-    #   W_U itself, screened in float32
-    fast: Screen
-    #   what screens fastest on this device: plain, or one in bf16
-    _covariance: list[Tensor] = field(default_factory=list, repr=False)
+    bf16_from: int | None
+    #   how many directions are screened in bf16; None where this device multiplies it no faster
+    kept: Kept
     _by_token: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -60,11 +60,85 @@ class Unembedding:
         return self.W_U.device
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes held beside W_U."""
+        return self.kept.nbytes + sum(copy.nbytes for copy in self._by_token)
+
+    @property
+    def measured(self) -> bool:
+        """Whether W_U was measured."""
+        return "measures" in self.kept.found
+
+    @property
+    def measures(self) -> Measures:
+        """Mean and lengths of W_U's columns."""
+        return self.kept.once("measures", self._measure)
+
+    def _measure(self) -> Measures:
+        with torch.no_grad(), plain_arithmetic(self.device):
+            return measure(self.W_U) if self.score == "dot" else measure_cosine(self.W_U, self.gain, self.centre)
+
+    def measure_with(self, rows: Tensor, scores: Tensor) -> None:
+        """Measure W_U, and write the scores of rows, float32 [n, d_model], on every token."""
+        self.kept.found["measures"] = measure(self.W_U, rows, scores)
+
+    @property
+    def column_scale(self) -> Tensor | None:
+        """float64 [d_vocab], 1 / length of each column of W_U' under "cosine" (0 for a zero column)."""
+        return None if self.score == "dot" else self.measures.column_scale
+
+    @property
+    def mean_column(self) -> Tensor:
+        """float64 [d_model], the mean over the vocabulary of the (scaled) columns of W_U."""
+        return self.measures.mean_column
+
+    @cached_property
+    def size(self) -> float:
+        """Length of a typical column, the unit in which scores are screened: of all, or of some until these are."""
+        if not self.measured and self.score == "dot":
+            some = self.W_U[:, :: max(1, self.d_vocab // 256)].double()
+            typical = some.square().sum(0).mean().sqrt().item()
+            if 1e-30 < typical < 1e30:
+                return typical
+        return self.measures.size
+
+    @cached_property
+    def plain(self) -> Screen:
+        """W_U itself, screened in float32."""
+        return plain_screen(self.W_U, lambda: self.measures.reach)
+
+    @cached_property
+    def fast(self) -> Screen:
+        """What screens many directions fastest on this device: plain, or one in bf16."""
+        if self.bf16_from is None:
+            return self.plain
+        if needs_no_copy(self.W_U, self.column_scale):  # it would hold W_U alive
+            return self._bf16_screen()
+        return self.kept.once(f"bf16, {self.precision}", self._bf16_screen)
+
+    def _bf16_screen(self) -> Screen:
+        m = self.measures
+        with torch.no_grad():
+            return bf16_screen(self.W_U, m.column_scale, m.mean_column, m.reach, self._main_directions)
+
+    def _main_directions(self) -> Tensor:
+        """Where W_U's columns vary most, float32 [d_model, r] of orthogonal unit vectors; none where none is proven."""
+        count = _MAIN if self.precision == "exact" and self.device.type == "cpu" else 0
+        generator = torch.Generator().manual_seed(0)
+        found = torch.randn(self.d_model, count, generator=generator).to(self.device)
+        for _ in range(_ROUNDS if count else 0):
+            found = torch.linalg.qr(self.covariance @ found).Q
+        return found
+
+    @property
     def covariance(self) -> Tensor:
-        """float32 [d_model, d_model], the covariance of W_U's (scaled) columns over the vocabulary; made once."""
-        if not self._covariance:
-            self._covariance.append(_covariance(self))
-        return self._covariance[0]
+        """float32 [d_model, d_model], the covariance of W_U's (scaled) columns over the vocabulary."""
+        return self.kept.once("covariance", lambda: _covariance(self))
+
+    @property
+    def root(self) -> Tensor:
+        """float32 [d_model, d_model], R with R R' the covariance: x R is as long as x's scores spread."""
+        return self.kept.once("root", lambda: _root(self.covariance))
 
     @property
     def by_token(self) -> Tensor | None:
@@ -91,11 +165,15 @@ def prepare(
     ignore: Sequence[int] | Tensor | None = None,
     device: torch.device | str | None = None,
     precision: str = "exact",
+    keep: bool = True,
 ) -> Unembedding:
     """Prepare an unembedding for `decode`, once for all layers.
 
-    Where the device multiplies bf16 faster than float32, directions are screened in bf16: against W_U itself if that
-    is what it is held in, else against a bf16 copy. Elsewhere there is no copy.
+    Where the device multiplies bf16 faster than float32, many directions are screened in bf16: against W_U itself if
+    that is what it is held in, else against a bf16 copy. Elsewhere, and for few directions, there is no copy.
+
+    What is found of W_U is kept as long as W_U is alive and is found again by its storage, unless its values changed:
+    a second `prepare` reuses it. `held_bytes()` says how much memory that takes, `forget()` lets go of it.
 
     Args:
         W_U: [d_model, d_vocab], any float dtype, any strides; used as it is held.
@@ -105,6 +183,8 @@ def prepare(
         ignore: ids that are never reported. Statistics still run over the whole vocabulary.
         device: where to compute; W_U is moved there. By default where it is.
         precision: "exact" proves the tokens of every row, "fast" leaves out the proof.
+        keep: look for what was found before, measure W_U now, and keep it. False leaves W_U to the first decode, which
+            for a few directions reads it once in all, and keeps nothing; weights that are not finite are refused then.
 
     Raises:
         TypeError: W_U or gain is not a float tensor, or ignore holds something other than ids.
@@ -129,13 +209,8 @@ def prepare(
     ignored = token_ids("ignore", ignore, W_U.shape[1]).unique().to(W_U.device)
     reportable = torch.ones(W_U.shape[1], dtype=torch.bool, device=W_U.device)
     reportable[ignored] = False
-    with torch.no_grad(), plain_arithmetic(W_U.device):
-        column_scale, mean_column, reach = _measure(W_U, gain, centre, score)
-        size = _checked_size(mean_column, reach)
-        plain = fast = plain_screen(W_U, reach)
-        if screens_in_bf16(W_U):
-            fast = bf16_screen(W_U, column_scale, mean_column, reach)
-    return Unembedding(
+    how = "dot" if score == "dot" else (None if gain is None else gain.cpu().numpy().tobytes(), centre)
+    prepared = Unembedding(
         W_U=W_U,
         gain=gain,
         centre=centre,
@@ -143,12 +218,12 @@ def prepare(
         precision=precision,
         ignored=ignored,
         reportable=reportable,
-        column_scale=column_scale,
-        mean_column=mean_column,
-        size=size,
-        plain=plain,
-        fast=fast,
+        bf16_from=int(ROWS_TO_PAY * len(W_U)) if screens_in_bf16(W_U) else None,
+        kept=kept(W_U, how) if keep else Kept((0, 0)),
     )
+    if keep:
+        _ = prepared.measures
+    return prepared
 
 
 def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
@@ -163,47 +238,29 @@ def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
     return gain
 
 
-def _measure(W_U: Tensor, gain: Tensor | None, centre: bool, score: str) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Scale of each column under "cosine", mean of the scaled columns, bound on their lengths."""
-    d_model, d_vocab = W_U.shape
-    scale = torch.empty(d_vocab, dtype=torch.float64, device=W_U.device)
-    reach = torch.empty_like(scale)
-    total = torch.zeros(d_model, dtype=torch.float64, device=W_U.device)
-    for part in parts(d_vocab, PART_BYTES // (8 * d_model)):
-        W = W_U[:, part].double()
-        reach[part] = torch.linalg.vector_norm(W, dim=0)
-        if score == "dot":
-            total += W.sum(1)
-            continue
-        seen = W if gain is None else W * gain[:, None]
-        if centre:
-            seen = seen - seen.mean(0)
-        scale[part] = torch.linalg.vector_norm(seen, dim=0).reciprocal()
-        scale[part] = scale[part].nan_to_num(posinf=0.0)  # a zero column has no direction: its cosines are 0
-        reach[part] *= scale[part]
-        total += W @ scale[part]
-    return (None if score == "dot" else scale), total / d_vocab, upper_float32(reach)
-
-
-def _checked_size(mean_column: Tensor, reach: Tensor) -> float:
-    """Root mean square length of the columns; 1 where all are zero."""
-    if not torch.isfinite(mean_column).all():
-        raise ValueError("W_U: expected finite weights, got NaN or infinity; look for a broken checkpoint")
-    size = reach.double().square().mean().sqrt().item()
-    if size and not 1e-30 < size < 1e30:
-        raise ValueError(f"W_U: expected columns of lengths between 1e-30 and 1e30, got {size:.0e}; rescale W_U")
-    return size or 1.0
-
-
 def _covariance(u: Unembedding) -> Tensor:
     """float32 products of parts of the vocabulary, summed in float64."""
     total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
     columns = max(PART_BYTES // (8 * u.d_model), u.d_model // 4)  # few, and each of them smaller than the total
+    wide = torch.float64 if u.W_U.dtype == torch.float64 else torch.float32
+    mean, scale = u.mean_column.to(wide)[:, None], None if u.column_scale is None else u.column_scale.to(wide)
     with torch.no_grad(), plain_arithmetic(u.device):
         for part in parts(u.d_vocab, columns):
-            W = u.W_U[:, part].to(torch.float64, copy=True)
-            if u.column_scale is not None:
-                W *= u.column_scale[part]
-            W = (W - u.mean_column[:, None]).float()
+            W = u.W_U[:, part].to(wide, copy=True)
+            if scale is not None:
+                W *= scale[part]
+            W = W.sub_(mean).float()
             total += W @ W.T
     return (total / u.d_vocab).float()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """A lower triangular root, of a covariance with a little more where some direction has next to none."""
+    wide = covariance.double()
+    mean = wide.diagonal().mean()
+    for jitter in _JITTER:
+        root, failed = torch.linalg.cholesky_ex(wide + jitter * mean * torch.eye(len(wide), device=wide.device))
+        if not failed:
+            return root.float()
+    variances, directions = torch.linalg.eigh(wide)
+    return (directions * variances.clamp(min=0).sqrt()).float()

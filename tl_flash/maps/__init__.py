@@ -10,6 +10,7 @@ from tl_flash.maps.concept_hits import ConceptHit, ConceptHits
 from tl_flash.maps.concept_null import ConceptNull, moments_by_bin
 from tl_flash.maps.concept_table import ConceptTable, Rows
 from tl_flash.maps.hits import Hit, Hits
+from tl_flash.maps.later import while_unchanged
 from tl_flash.maps.neuron_map import NeuronMap
 from tl_flash.maps.null import Null
 from tl_flash.maps.origin import Origin, Source
@@ -38,4 +39,5 @@ __all__ = [
     "moments_by_bin",
     "require_count",
     "tau_of",
+    "while_unchanged",
 ]

@@ -8,10 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_flash.maps.later import Later
+
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """Top z-scores and kurtosis of directions that shuffle each coordinate over a layer's neurons, sorted upwards."""
+    """Top z-scores and kurtosis of directions that shuffle each coordinate over a layer's neurons, sorted upwards.
+
+    Each is given, or what makes it when it is first asked for.
+    """
 
     z: Float[Tensor, "layer draw"]
     kurtosis: Float[Tensor, "layer draw"]
@@ -29,3 +34,7 @@ class Null:
         if not 0 <= quantile <= most:
             raise ValueError(f"quantile: expected 0 to {most:.5f} ({draws.shape[1]} draws a layer), got {quantile}")
         return torch.nanquantile(draws.double(), quantile, dim=1).float()  # NaN: a draw of a layer's zeros alone
+
+
+for name in ("z", "kurtosis"):
+    Later.attach(Null, name)

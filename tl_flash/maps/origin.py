@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tl_flash.maps.later import Later
 from tl_flash.maps.null import Null
 from tl_flash.vocab import Vocab
 
@@ -15,7 +16,7 @@ class Source:
     model: str
     model_class: str
     fingerprint: str
-    """Digest of the weights decoded, as the model held them."""
+    """Digest of the weights decoded, as the model held them; or what makes it, when it is first asked for."""
     dtype: str
     fold_ln: bool
     lens: str | None
@@ -30,6 +31,9 @@ class Source:
     """Whether a norm comes before the unembedding; without one tau = 1, and probabilities see a direction's length."""
     lens_made: str | None = None
     """How that lens was made: the method, and of how many texts."""
+
+
+Later.attach(Source, "fingerprint")
 
 
 @dataclass(frozen=True, eq=False)

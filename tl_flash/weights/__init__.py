@@ -14,7 +14,7 @@ from tl_flash.weights.fingerprints import Sums, combined, digest, fingerprint
 from tl_flash.weights.layouts import Layout
 from tl_flash.weights.loading import load_model
 from tl_flash.weights.memory import model_layout, read_model, read_model_unembedding
-from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, chosen_layers, is_centred, require_side
+from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, chosen_layers, require_side
 from tl_flash.weights.running import measuring
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "combined",
     "digest",
     "fingerprint",
-    "is_centred",
     "layout",
     "load_model",
     "measuring",

@@ -194,14 +194,6 @@ class MLPWeights(UnembeddingWeights):
         return x - x.mean(-1, keepdim=True) if self.centre or (centre and not after) else x
 
 
-def is_centred(W_U: Float[Tensor, "d_model d_vocab"]) -> bool:
-    """Whether the columns of W_U have mean zero, as TransformerLens's `center_unembed` leaves them."""
-    dtype = torch.promote_types(W_U.dtype, torch.float32)
-    mean = W_U.detach().mean(1, dtype=dtype).norm()
-    length = W_U.detach().norm(dtype=dtype) / W_U.shape[1] ** 0.5
-    return bool(mean <= 1e-4 * length)
-
-
 def require_side(side: str, sides: Sequence[str]) -> None:
     """Refuse a side that does not exist, or that this model lacks."""
     if side not in SIDES:

@@ -1,0 +1,80 @@
+"""Errors of the engine's statistics on trained weights: python -m benchmarks.accuracy [--model smollm2] [--rows 256].
+
+All sides of the first, the middle and the last layer, against float64: the worst row of each, as this device screens and
+as one screens that multiplies bf16 faster than float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from unittest import mock
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.__main__ import RESULTS
+from benchmarks.real_models import MODELS
+from tl_flash.kernel import Readout, Unembedding, decode, prepare, reference_decode, unembedding
+from tl_flash.progress import track
+from tl_flash.weights import MLPWeights, read
+
+AT_A_TIME = 16  # rows of float64 scores
+
+
+def main() -> None:
+    """Run, print and file the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--model", choices=[model.name for model in MODELS], help="by default both")
+    parser.add_argument("--rows", type=int, default=256, help="neurons of each layer and side")
+    args = parser.parse_args()
+    for model in MODELS:
+        if args.model in (None, model.name):
+            table = pd.DataFrame(errors(read(str(model.folder)), args.rows))
+            table.to_csv(RESULTS / f"accuracy_{model.name}.csv", index=False)
+            print(model.name, table.groupby("screen").max(numeric_only=True).drop(columns="layer"), sep="\n")
+
+
+def errors(weights: MLPWeights, n: int) -> Iterator[dict]:
+    """A row a screen, layer and side."""
+    screens = {screen: _prepared(weights, screen == "bf16") for screen in ("float32", "bf16")}
+    layers = (0, weights.n_layers // 2, weights.n_layers - 1)
+    for layer in track(layers, "layers", None, total=len(layers)):
+        for side in weights.sides:
+            x = weights.directions(layer, side)
+            x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(layer))[:n]]
+            found = {screen: decode(x, u) for screen, u in screens.items()}
+            right = [_truth(part, weights) for part in x.split(AT_A_TIME)]
+            for screen, readout in found.items():
+                yield {"screen": screen, "layer": layer, "side": side, "rows": len(x)} | _worst(readout, right)
+
+
+def _prepared(weights: MLPWeights, bf16: bool) -> Unembedding:
+    with (
+        mock.patch.object(unembedding, "screens_in_bf16", lambda W_U: bf16),
+        mock.patch.object(unembedding, "ROWS_TO_PAY", 0),
+    ):
+        return prepare(weights.W_U, gain=weights.final_gain, centre=weights.centre)
+
+
+def _truth(x: Tensor, weights: MLPWeights) -> Readout:
+    gain = None if weights.final_gain is None else weights.final_gain.double()
+    return reference_decode(x.double(), weights.W_U.double(), gain=gain, centre=weights.centre, dtype=torch.float64)
+
+
+def _worst(found: Readout, parts: list[Readout]) -> dict[str, float]:
+    def of(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim)
+
+    kurtosis = of("kurtosis", 0)
+    return {
+        "log_z": float((found.log_z - of("log_z", 1)).abs().max()),
+        "std": float((found.std / of("std", 0) - 1).abs().max()),
+        "kurtosis": float(((found.kurtosis - kurtosis) / (kurtosis.abs() + 1)).abs().max()),
+        "ids_that_differ": int((found.ids != of("ids", 1)).sum()),
+    }
+
+
+if __name__ == "__main__":
+    main()
