@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _SAME_DIRECTION = 1e-7
 _TOLERANCE = 1e-4  # norms add an eps to the mean square
@@ -76,18 +78,37 @@ def record(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Call], Any
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
     """What a float64 model answers, gradients on."""
+    with doubled(), torch.enable_grad():
+        return model(**inputs, use_cache=False)
+
+
+class _Doubling(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        func = Tensor.double if func is Tensor.float else func
+        return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
+
+
+def _wide(given: Any) -> Any:
+    return torch.float64 if given is torch.float32 else given
+
+
+@contextmanager
+def doubled() -> Iterator[None]:
+    """Inside, what asks for float32, as routers and norms do whatever their model's dtype, gets float64."""
     default = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(torch.float64)  # some models make masks of the default
-        with torch.enable_grad():
-            return model(**inputs, use_cache=False)
+        torch.set_default_dtype(torch.float64)
+        with _Doubling():
+            yield
     finally:
         torch.set_default_dtype(default)
 
 
 def _write_down(calls: list[Call], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     x, y = _first([*args, *kwargs.values()]), _first(output)
-    if x is not None and y is not None:
+    if x is not None and y is not None and y.numel():  # an expert may be given no token
         calls.append(Call(path, module, x, y, len(calls), (args, kwargs)))
     return output.clone() if torch.is_tensor(output) else output  # some models add to an answer in place
 
@@ -136,7 +157,8 @@ def as_norm(call: Call) -> Norm | None:
         return None
     d_model = call.x.shape[-1]
     x = 32 * torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0), dtype=call.x.dtype)
-    y = call.module(x if call.x.ndim == 3 else x[0]).reshape(8, d_model).double()
+    with doubled():
+        y = call.module(x if call.x.ndim == 3 else x[0]).reshape(8, d_model)
     for centre in (False, True):
         u = unit(x[0], centre)
         du, dy = u - u.mean(0), y - y.mean(0)
@@ -154,7 +176,7 @@ def unit(x: Tensor, centre: bool) -> Tensor:
 
 def passes(target: Tensor, source: Tensor) -> bool:
     """Whether what is in source arrives in target as it is: each coordinate in its own place, all alike."""
-    return _passes(lambda column: rows(target)[-1, column], source)
+    return _passes(lambda column: rows(target)[:, column].sum(), source)
 
 
 def _passes(entry: Callable[[int], Tensor], source: Tensor) -> bool:
@@ -177,7 +199,7 @@ def passes_beside(target: Tensor, written: Sequence[Tensor], source: Tensor) -> 
     """The same, of the part of target that is not what was written into it."""
 
     def entry(column: int) -> Tensor:
-        got = rows(target)[-1, column]
+        got = rows(target)[:, column].sum()
         for one in written:
             if not got.requires_grad or not one.requires_grad:
                 continue
