@@ -99,8 +99,11 @@ class Neurons:
 
     def size(self, shapes: Mapping[str, Shape], prefix: str) -> Size:
         """How many experts there are, and how wide each is, by the shapes of a model's stacks."""
-        shape = shapes[prefix + self.down.tensor]
-        return Size(shape[0] if len(shape) == 3 else None, self.down.d_mlp(shape))
+        shape = shapes[prefix + self.down.tensor.format(0)]
+        n_experts = shape[0] if len(shape) == 3 else None
+        if "{}" in self.down.tensor:
+            n_experts = self.n_experts(shapes, prefix, self.down.tensor)
+        return Size(n_experts, self.down.d_mlp(shape))
 
     def shapes(self, size: Size, d_model: int) -> dict[str, Shape]:
         """The tensors that hold them, and the shape that each must have."""
@@ -172,7 +175,7 @@ class LayerLayout:
         if len(parts) > 1:
             parts = [parts[0], *(_as_experts(part, len(parts[0]["W_in"][0])) for part in parts[1:])]
         matrices: dict[str, Matrix] = {name: tuple(m for part in parts for m in part[name]) for name in names}
-        if not any(neurons.routed for neurons in self.neurons):
+        if len(self.neurons) == 1 and not self.neurons[0].routed:
             matrices = {name: matrix[0] for name, matrix in matrices.items()}
         n_shared = sum(len(part["W_in"]) for part in parts[1:])
         return Layer(

@@ -114,6 +114,8 @@ def _shrink(config: Any, wider: int) -> None:
             _shrink(value, wider)
             if name in _TOWERS:
                 _flatten(value)
+        elif name == "use_mamba_kernels":
+            config.use_mamba_kernels = False  # they need a GPU
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             setattr(config, name, _plain_rotary(value))
         elif value is not None and not isinstance(value, bool):

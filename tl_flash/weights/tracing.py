@@ -148,7 +148,7 @@ def _layer(stack: str, layer: int, calls: Sequence[Call]) -> LayerLayout:
     except Unreadable as fault:
         return LayerLayout(fault=str(fault))
     return LayerLayout(
-        neurons=tuple(one.neurons for one in sorted(seen, key=lambda one: not one.neurons.routed)),
+        neurons=tuple(dict.fromkeys(one.neurons for one in sorted(seen, key=lambda one: not one.neurons.routed))),
         pre=None if pre is None else _norm(pre, path + ".", pre.call.path),
         post=tuple(_norm(one, path + ".", one.call.path) for one in post),
     )
@@ -211,7 +211,7 @@ def _pre(
     before = [norm for norm in norms if norm.call.order < one.order and carried(one.x, norm.call.y) is not None]
     if before:
         return None if is_stream(before[-1].call.y) else before[-1]
-    reads = [call.x for call in inside if call.x is one.x or same(call.x, one.x)]
+    reads = [call.x for call in inside if carried(one.x, call.x) is not None]
     if carried(one.x, out.x) is not None or any(map(is_stream, reads)):
         return None
     raise Unreadable(f"what {one.path} reads is neither the residual stream nor a norm of it")
