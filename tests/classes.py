@@ -107,11 +107,10 @@ _MORE = "between the last layer and the unembedding is more than a norm"
 REFUSED: dict[str, str] = {
     "BertForMaskedLM": _MORE,
     "BertLMHeadModel": _MORE,
-    "BitNetForCausalLM": _NO_MLP,
     "DeepseekV4ForCausalLM": _MORE,
     "FalconMambaForCausalLM": _NO_MLP,
     "Gemma3nForCausalLM": _MORE,
-    "HrmTextForCausalLM": "do not run once each",
+    "HrmTextForCausalLM": "run more than once",
     "Mamba2ForCausalLM": "layout was not found",
     "MambaForCausalLM": _NO_MLP,
     "ModernBertDecoderForCausalLM": _MORE,

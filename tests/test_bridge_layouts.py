@@ -11,7 +11,7 @@ from tests import classes, families
 from tl_flash import weights
 
 READ = """
-    CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM NemotronForCausalLM
+    BitNetForCausalLM CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM NemotronForCausalLM
     Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
 """.split()
 

@@ -278,8 +278,9 @@ def test_shared_experts_are_numbered_on_after_the_routed_ones():
     layer = weights.layout(model).readable[-1]
     read, mlp = weights.read(model).layer(layer), model.model.layers[layer].mlp
     routed, width = mlp.experts.down_proj.shape[0], mlp.experts.down_proj.shape[2]
-    assert read.n_experts == routed + read.n_shared and read.widths == [width] * read.n_experts
-    assert torch.equal(torch.cat(read.W_in[routed:]), mlp.shared_experts.up_proj.weight)
+    shared = mlp.shared_experts.up_proj.weight
+    assert read.n_experts == routed + len(shared) // width and read.widths == [width] * read.n_experts
+    assert torch.equal(torch.cat(read.W_in[routed:]), shared)
 
 
 def test_a_shared_expert_of_an_odd_width_is_read_and_in_no_map():

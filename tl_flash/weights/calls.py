@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _SAME_DIRECTION = 1e-7
-_TOLERANCE = 1e-4  # norms add an eps to the mean square
 
 
 class Unreadable(ValueError):
@@ -45,15 +44,6 @@ class Call:
         weight = getattr(self.module, "weight", None)
         plain = not isinstance(self.module, nn.Embedding | nn.modules.conv._ConvNd) and not [*self.module.children()]
         return plain and torch.is_tensor(weight) and weight.ndim in (2, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """What a norm was seen to do: unit(x) * gain + bias."""
-
-    call: Call
-    gain: Tensor
-    centre: bool
 
 
 def record(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Call], Any]:
@@ -107,19 +97,20 @@ def doubled() -> Iterator[None]:
 
 
 def _write_down(calls: list[Call], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    x, y = _first([*args, *kwargs.values()]), _first(output)
+    x, y = first_tensor([*args, *kwargs.values()]), first_tensor(output)
     if x is not None and y is not None and y.numel():  # an expert may be given no token
         calls.append(Call(path, module, x, y, len(calls), (args, kwargs)))
     return output.clone() if torch.is_tensor(output) else output  # some models add to an answer in place
 
 
-def _first(given: Any) -> Tensor | None:
+def first_tensor(given: Any) -> Tensor | None:
+    """The first tensor of numbers among what a module was given or answered."""
     if torch.is_tensor(given):
         return given if given.is_floating_point() else None
     if hasattr(given, "last_hidden_state"):
         return given.last_hidden_state
     if isinstance(given, list | tuple):
-        return next((tensor for one in given if (tensor := _first(one)) is not None), None)
+        return next((tensor for one in given if (tensor := first_tensor(one)) is not None), None)
     return None
 
 
@@ -146,32 +137,6 @@ def carried(x: Tensor, y: Tensor) -> Tensor | None:
     if len(x) == 0 or float(cosine.min()) < 1 - _SAME_DIRECTION:
         return None
     return x.norm(dim=-1) / y[row].norm(dim=-1)
-
-
-@torch.no_grad()
-def as_norm(call: Call) -> Norm | None:
-    """The norm that a module is, by what it answers to random numbers; None where it is something else."""
-    args, kwargs = call.given
-    alone = len(args) == 1 and not kwargs and call.x.shape == call.y.shape and call.x.dtype == torch.float64
-    if not alone or [*call.module.children()] or any(parameter.ndim > 1 for parameter in call.module.parameters()):
-        return None
-    d_model = call.x.shape[-1]
-    x = 32 * torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0), dtype=call.x.dtype)
-    with doubled():
-        y = call.module(x if call.x.ndim == 3 else x[0]).reshape(8, d_model)
-    for centre in (False, True):
-        u = unit(x[0], centre)
-        du, dy = u - u.mean(0), y - y.mean(0)
-        gain = (du * dy).sum(0) / du.square().sum(0)
-        if float((dy - gain * du).abs().max()) <= _TOLERANCE * float(dy.abs().max()):
-            return Norm(call, gain, centre)
-    return None
-
-
-def unit(x: Tensor, centre: bool) -> Tensor:
-    """Rows normalised plainly, with no gain: root mean square 1 (LayerNorm: of the centred row)."""
-    x = x - x.mean(-1, keepdim=True) if centre else x
-    return x / x.square().mean(-1, keepdim=True).sqrt()
 
 
 def passes(target: Tensor, source: Tensor) -> bool:

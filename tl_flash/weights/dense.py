@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tl_flash.weights.calls import Call, Unreadable, of_linear, rows, same
 from tl_flash.weights.layouts import Neurons, Place
+from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ def dense_neurons(inside: Sequence[Call], path: str, layer: Call) -> list[Seen]:
         Unreadable: there are neurons, but not as vectors.
     """
     linears, ran = [call for call in inside if call.is_linear], {call.path.removeprefix(path + ".") for call in inside}
-    found = [one for down in linears if (one := _neurons_into(down, linears, path, layer)) is not None]
+    found = [one for down in linears if (one := _neurons_into(down, linears, inside, path, layer)) is not None]
     return [replace(one, neurons=_of_list(one.neurons, layer.module, ran)) for one in found]
 
 
@@ -55,6 +56,8 @@ def _of_list(neurons: Neurons, layer: nn.Module, ran: set[str]) -> Neurons:
                 place and replace(place, tensor=pattern + place.tensor.removeprefix(inside))
                 for place in (neurons.up, neurons.gate, neurons.down)
             ]
+            if neurons.norm is not None:
+                raise Unreadable(f"the experts of {path} have norms of their own")
             return Neurons(places[0], places[1], places[2], routed=True)  # pyright: ignore[reportArgumentType]
         idle = [key for key in modules if not any(f"{one}.".startswith(f"{path}.{key}.") for one in ran)]
         if idle:
@@ -72,9 +75,17 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
-def _neurons_into(down: Call, linears: Sequence[Call], path: str, layer: Call) -> Seen | None:
+def _norm_before(down: Call, inside: Sequence[Call]) -> SeenNorm | None:
+    before = [call for call in inside if call.order < down.order and call is not down and same(call.y, down.x)]
+    return next((norm for call in reversed(before) if (norm := as_norm(call)) is not None), None)
+
+
+def _neurons_into(
+    down: Call, linears: Sequence[Call], inside: Sequence[Call], path: str, layer: Call
+) -> Seen | None:
     """The MLP that a linear map ends; None where what it reads are no neurons."""
-    post = rows(down.x)
+    norm = _norm_before(down, inside)
+    post = rows(down.x if norm is None else norm.call.x)
     n, k = post.shape
     ups = [
         call
@@ -101,6 +112,7 @@ def _neurons_into(down: Call, linears: Sequence[Call], path: str, layer: Call) -
             gate=None if gate is None else gate.place(path),
             down=Place(f"{down.path}.weight".removeprefix(path + "."), transposed=not transposed),
             routed=down.weight.ndim == 3,
+            norm=None if norm is None else norm.named(path),
         ),
     )
 

@@ -76,6 +76,21 @@ class Found:
         return {name: tuple(parameter.shape) for name, parameter in named}
 
 
+def class_of(model: nn.Module) -> type:
+    """A Hugging Face model's own class; FSDP2 makes another of it."""
+    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
+
+
+def found_of(model: Any, *, wrapped: bool = False) -> Found:
+    """What was found of a Hugging Face model's class and config; see `found`.
+
+    Args:
+        model: the model.
+        wrapped: a bridge has changed its modules, so that it cannot be traced itself.
+    """
+    return found(class_of(model), model.config, None if wrapped else model)
+
+
 def found(model_class: type, config: Any, model: nn.Module | None = None) -> Found:
     """The layout of a class of models, for a config.
 
@@ -136,6 +151,8 @@ def _told(model_class: type) -> Iterator[None]:
 
 
 def _traced(model: Any) -> Layout:
+    if model.get_output_embeddings() is None:
+        raise Unreadable("it has no unembedding (a classifier's head answers no tokens)")
     ids = token_ids()
     return trace(model, input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
 

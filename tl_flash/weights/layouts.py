@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.weights.mlp import Layer, Matrix, require_finite
+from tl_flash.weights.probes import HeldTensors
 
 Shape = tuple[int, ...]
 
@@ -24,20 +25,27 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Norm:
-    """What a norm scales by: its weight and an offset, or the offset alone where it has no weight."""
+    """What a norm scales by: its weight and an offset, or nothing where it has no weight."""
 
     weight: str | None
-    """Of a layer's norm the name within the layer."""
+    """Of a layer's norm the name within the layer; None: it only normalises."""
     offset: float
     """Gemma's norms scale by 1 + weight."""
     centre: bool
     """Whether it takes the mean off first, as LayerNorm does and RMSNorm does not."""
 
     def gain(self, tensors: Mapping[str, Tensor], prefix: str = "") -> Tensor | None:
-        """The scale of each coordinate, float32 [d_model]; None where there is none."""
+        """The scale of each coordinate, float32 [d_model]; None where there is none.
+
+        Raises:
+            ValueError: the tensors are those of a model in memory, whose module is another norm.
+        """
         if self.weight is None:
             return None
-        return tensors[prefix + self.weight].detach().float() + self.offset
+        gain = tensors[prefix + self.weight].detach().float() + self.offset
+        if isinstance(tensors, HeldTensors):
+            tensors.require_norm(prefix + self.weight, gain, self.centre)
+        return gain
 
     def __str__(self) -> str:
         name = "no scale" if self.weight is None else self.weight + f" + {self.offset:g}" * (self.offset != 0)
@@ -90,6 +98,8 @@ class Neurons:
     down: Place
     routed: bool
     """Whether these are experts of which a router chooses; their tensors are stacks, or one an expert."""
+    norm: Norm | None = None
+    """One over the neurons, between their activation and the down-projection (BitNet)."""
 
     @property
     def places(self) -> dict[str, Place]:
@@ -136,7 +146,8 @@ class Neurons:
 
     def __str__(self) -> str:
         gate = "" if self.gate is None else f"gate {self.gate}; "
-        return f"up {self.up}; {gate}down {self.down}"
+        norm = "" if self.norm is None else f"norm {self.norm}; "
+        return f"up {self.up}; {gate}{norm}down {self.down}"
 
 
 @dataclass(frozen=True)
@@ -153,10 +164,9 @@ class LayerLayout:
     """Why its neurons cannot be read."""
 
     @property
-    def names(self) -> list[str]:
-        """Of its tensors, within the layer."""
-        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
-        return [*norms, *(place.tensor for neurons in self.neurons for place in neurons.places.values())]
+    def norms(self) -> list[str]:
+        """The weights of its norms of the residual stream, within the layer."""
+        return [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
 
     def read(self, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
         """Put the layer together."""
@@ -165,10 +175,21 @@ class LayerLayout:
             [neurons.read(tensors, prefix) for neurons in self.neurons],
             gain_pre=None if self.pre is None else self.pre.gain(tensors, prefix),
             gain_post=torch.stack(gains).prod(0) if gains else None,
+            gain_neurons=None if self.of_neurons is None else self.of_neurons.gain(tensors, prefix),
         )
 
+    @property
+    def of_neurons(self) -> Norm | None:
+        """The norm over its neurons."""
+        return next((neurons.norm for neurons in self.neurons if neurons.norm is not None), None)
+
     def put_together(
-        self, parts: list[dict[str, tuple[Tensor, ...]]], *, gain_pre: Tensor | None, gain_post: Tensor | None
+        self,
+        parts: list[dict[str, tuple[Tensor, ...]]],
+        *,
+        gain_pre: Tensor | None,
+        gain_post: Tensor | None,
+        gain_neurons: Tensor | None,
     ) -> Layer:
         """The layer of what each of its neurons' places holds."""
         names = [*parts[0]]
@@ -177,22 +198,23 @@ class LayerLayout:
         matrices: dict[str, Matrix] = {name: tuple(m for part in parts for m in part[name]) for name in names}
         if len(self.neurons) == 1 and not self.neurons[0].routed:
             matrices = {name: matrix[0] for name, matrix in matrices.items()}
-        n_shared = sum(len(part["W_in"]) for part in parts[1:])
         return Layer(
             **matrices,  # pyright: ignore[reportArgumentType] - the names are its fields
             gain_pre=gain_pre,
             gain_post=gain_post,
             centre_pre=self.pre is not None and self.pre.centre,
+            gain_neurons=gain_neurons,
             centre_post=any(norm.centre for norm in self.post),
-            n_shared=n_shared,
+            centre_neurons=self.of_neurons is not None and self.of_neurons.centre,
         )
 
     def shapes(self, prefix: str, sizes: Sequence[Size], d_model: int) -> dict[str, Shape]:
         """The tensors that it needs, and the shape that each must have."""
-        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
-        shapes: dict[str, Shape] = {norm: (d_model,) for norm in norms}
+        shapes: dict[str, Shape] = {norm: (d_model,) for norm in self.norms}
         for neurons, size in zip(self.neurons, sizes, strict=True):
             shapes |= neurons.shapes(size, d_model)
+            if neurons.norm is not None and neurons.norm.weight is not None:
+                shapes[neurons.norm.weight] = (size.d_mlp,)
         return {prefix + name: shape for name, shape in shapes.items()}
 
     def __str__(self) -> str:
@@ -251,10 +273,14 @@ class Layout:
         """Whether the final norm takes the mean off."""
         return self.final is not None and self.final.centre
 
+    def multiplier(self, d_model: int) -> float:
+        """What a model so wide multiplies its logits by."""
+        return self.scale * d_model**self.scale_power
+
     def final_gain(self, tensors: Mapping[str, Tensor], d_model: int) -> Tensor | None:
         """What multiplies each coordinate before the unembedding, float32 [d_model]; None where nothing does."""
         gain = None if self.final is None else self.final.gain(tensors)
-        scale = self.scale * d_model**self.scale_power
+        scale = self.multiplier(d_model)
         if scale != 1:
             gain = torch.full((d_model,), scale) if gain is None else gain * scale
         return None if gain is None else require_finite(gain, "the final norm's scale")

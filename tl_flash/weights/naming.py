@@ -123,7 +123,8 @@ class _Names:
     def _neurons(self, neurons: Neurons, prefix: str, new: str) -> Neurons:
         gate = neurons.gate and self._place(neurons.gate, prefix, new, neurons)
         up, down = (self._place(place, prefix, new, neurons) for place in (neurons.up, neurons.down))
-        return replace(neurons, up=up, gate=gate, down=down)
+        norm = neurons.norm and self.norm(neurons.norm, prefix, new)
+        return replace(neurons, up=up, gate=gate, down=down, norm=norm)
 
     def _place(self, place: Place, prefix: str, new: str, neurons: Neurons) -> Place:
         if "{}" in place.tensor:

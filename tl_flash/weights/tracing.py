@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tl_flash.weights.calls import (
     Call,
     Unreadable,
-    as_norm,
     carried,
     of_linear,
     passes,
@@ -27,10 +26,10 @@ from tl_flash.weights.calls import (
     run,
     same,
 )
-from tl_flash.weights.calls import Norm as SeenNorm
 from tl_flash.weights.dense import Seen, dense_neurons
 from tl_flash.weights.experts import routed_neurons
-from tl_flash.weights.layouts import LayerLayout, Layout, Norm, Place
+from tl_flash.weights.layouts import LayerLayout, Layout, Place
+from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
 def trace(model: nn.Module, **inputs: Tensor) -> Layout:
@@ -52,7 +51,7 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
         class_name=type(model).__name__,
         root=stack.path + ".",
         layers=tuple(_layer(stack.path, layer, calls) for layer in range(len(stack.calls))),
-        final=None if final is None else _norm(final, "", final.call.path),
+        final=None if final is None else final.named(""),
         unembedding=Place(own, transposed),
         shared_with=tuple(name for name, other in _named(model) if other is weight and name != own),
         d_model=head.x.shape[-1],
@@ -122,9 +121,9 @@ def _last(stacks: Sequence[_Stack], calls: Sequence[Call], head: Call) -> tuple[
 
 
 def _in_order(stack: _Stack) -> _Stack:
-    if any(len(layer) != 1 for layer in stack.calls):
-        raise Unreadable(f"the layers of {stack.path} do not run once each")
-    layers = [layer[0] for layer in stack.calls]
+    if any(len(layer) > 1 for layer in stack.calls):
+        raise Unreadable(f"layers of {stack.path} run more than once")
+    layers = [layer[0] for layer in stack.calls if layer]
     if any(not same(after.x, before.y) for before, after in zip(layers, layers[1:], strict=False)):
         raise Unreadable(f"a layer of {stack.path} reads something else than the layer before it answers")
     return stack
@@ -136,11 +135,16 @@ def _in_order(stack: _Stack) -> _Stack:
 def _layer(stack: str, layer: int, calls: Sequence[Call]) -> LayerLayout:
     path = f"{stack}.{layer}"
     inside = [call for call in calls if call.path.startswith(path + ".")]
-    out = next(call for call in calls if call.path == path)
+    out = next((call for call in calls if call.path == path), None)
+    if out is None:
+        return LayerLayout(fault="it does not run on text alone")
     try:
         seen = [*routed_neurons(inside, path), *dense_neurons(inside, path, out)]
         if not seen:
             return LayerLayout()
+        over = [norm for one in seen if (norm := one.neurons.norm) is not None]
+        if over and (len(seen) > 1 or (over[0].centre and over[0].weight is None)):
+            raise Unreadable("a norm over its neurons does more than to scale those of its one MLP")
         norms = [norm for call in inside if call.x.shape[-1] == out.y.shape[-1] and (norm := as_norm(call)) is not None]
         posts = [_posts(norms, one, out, inside) for one in seen]
         pres = [_pre(norms, one, out, inside, _written(seen, posts, out)) for one in seen]
@@ -149,8 +153,8 @@ def _layer(stack: str, layer: int, calls: Sequence[Call]) -> LayerLayout:
         return LayerLayout(fault=str(fault))
     return LayerLayout(
         neurons=tuple(dict.fromkeys(one.neurons for one in sorted(seen, key=lambda one: not one.neurons.routed))),
-        pre=None if pre is None else _norm(pre, path + ".", pre.call.path),
-        post=tuple(_norm(one, path + ".", one.call.path) for one in post),
+        pre=None if pre is None else pre.named(path),
+        post=tuple(one.named(path) for one in post),
     )
 
 
@@ -215,15 +219,3 @@ def _pre(
     if carried(one.x, out.x) is not None or any(map(is_stream, reads)):
         return None
     raise Unreadable(f"what {one.path} reads is neither the residual stream nor a norm of it")
-
-
-def _norm(seen: SeenNorm, prefix: str, path: str) -> Norm:
-    for name, parameter in seen.call.module.named_parameters(recurse=False):
-        if parameter.shape != seen.gain.shape:
-            continue
-        offset = seen.gain - parameter.detach().double()
-        if float(offset.std()) < 1e-3:
-            return Norm(f"{path}.{name}".removeprefix(prefix), float(round(float(offset.mean()), 2)), seen.centre)
-    if float(seen.gain.std()) < 1e-3:
-        return Norm(None, float(seen.gain.mean()), seen.centre)
-    raise Unreadable(f"{path} scales by something else than its weight")
