@@ -11,8 +11,8 @@ from tests import classes, families
 from tl_flash import weights
 
 READ = """
-    BitNetForCausalLM CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM NemotronForCausalLM
-    Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
+    BitNetForCausalLM CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM
+    NemotronForCausalLM Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
 """.split()
 
 

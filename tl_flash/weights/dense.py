@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tl_flash.weights.calls import Call, Unreadable, of_linear, rows, same
-from tl_flash.weights.layouts import Neurons, Place
+from tl_flash.weights.layouts import Neurons
+from tl_flash.weights.places import Place
 from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
@@ -80,9 +81,7 @@ def _norm_before(down: Call, inside: Sequence[Call]) -> SeenNorm | None:
     return next((norm for call in reversed(before) if (norm := as_norm(call)) is not None), None)
 
 
-def _neurons_into(
-    down: Call, linears: Sequence[Call], inside: Sequence[Call], path: str, layer: Call
-) -> Seen | None:
+def _neurons_into(down: Call, linears: Sequence[Call], inside: Sequence[Call], path: str, layer: Call) -> Seen | None:
     """The MLP that a linear map ends; None where what it reads are no neurons."""
     norm = _norm_before(down, inside)
     post = rows(down.x if norm is None else norm.call.x)

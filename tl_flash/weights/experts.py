@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from tl_flash.weights.calls import Call, Unreadable, doubled, rows
 from tl_flash.weights.dense import Seen
-from tl_flash.weights.layouts import Neurons, Place
+from tl_flash.weights.layouts import Neurons
+from tl_flash.weights.places import Place
 
 _NEURON = 3
 _COLUMN = 5

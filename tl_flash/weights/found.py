@@ -16,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from tl_flash.weights.calls import Unreadable
-from tl_flash.weights.layouts import Layout, Shape
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.naming import saved_layout
+from tl_flash.weights.places import Shape
 from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, token_ids
 from tl_flash.weights.tracing import trace
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.found import NotTraced, found_of
-from tl_flash.weights.layouts import Layout, Norm
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
 from tl_flash.weights.norms import logit_factor, nearer_factor, probed_gain
+from tl_flash.weights.places import Norm
 from tl_flash.weights.probes import HeldTensors, require_plain, require_readable
 from tl_flash.weights.reading import first_readable, require_readable_layers
 from tl_flash.weights.running import measuring

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_flash.weights.layouts import LayerLayout, Layout, Neurons, Norm, Place
+from tl_flash.weights.layouts import LayerLayout, Layout, Neurons
+from tl_flash.weights.places import Norm, Place
 
 
 def saved_layout(layout: Layout, model: Any) -> Layout:

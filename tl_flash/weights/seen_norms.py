@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.weights.calls import Call, Unreadable, doubled
-from tl_flash.weights.layouts import Norm
+from tl_flash.weights.places import Norm
 from tl_flash.weights.probes import unit
 
 _TOLERANCE = 1e-4  # norms add an eps to the mean square

@@ -153,7 +153,7 @@ def _few(name: str, value: int, heads: int, width: int, expert: int | None, rope
     if name in _WIDTHS or (name in _AS_WIDE and value == width):
         return D_MODEL * wider
     if name in _AS_WIDE:
-        return D_MODEL * wider // 2
+        return D_MODEL * wider * value // width if width else D_MODEL * wider // 2
     if name in _NEURONS:
         return D_MLP
     if name in _EXPERT_NEURONS:
@@ -189,11 +189,12 @@ def _plain_rotary(rotary: dict[str, Any]) -> dict[str, Any]:
     """Rotary embeddings without what depends on widths: positions say nothing of a layout."""
     if any(isinstance(value, dict) for value in rotary.values()):
         return {kind: _plain_rotary(value) if isinstance(value, dict) else value for kind, value in rotary.items()}
-    if rotary.get("rope_type", rotary.get("type")) not in _ROTARY:
+    kind = rotary.get("rope_type", rotary.get("type"))
+    if kind not in _ROTARY or (kind == "yarn" and "partial_rotary_factor" in rotary):  # the plain one may not know it
         return rotary
     kept = {name: value for name, value in rotary.items() if not isinstance(value, list)}
     if "mrope_section" in rotary:
-        kept["mrope_section"] = _thirds(D_HEAD // 2)
+        kept["mrope_section"] = _thirds(int(D_HEAD * rotary.get("partial_rotary_factor", 1)) // 2)
     return {"rope_theta": 10_000.0} | kept | {"rope_type": "default"}
 
 

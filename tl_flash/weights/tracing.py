@@ -28,7 +28,8 @@ from tl_flash.weights.calls import (
 )
 from tl_flash.weights.dense import Seen, dense_neurons
 from tl_flash.weights.experts import routed_neurons
-from tl_flash.weights.layouts import LayerLayout, Layout, Place
+from tl_flash.weights.layouts import LayerLayout, Layout
+from tl_flash.weights.places import Place
 from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
@@ -42,7 +43,7 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
     calls, answer = record(model, inputs)
     head = _head(calls, answer.logits)
     stacks = [*_stacks(model, calls)]
-    final, factor, stack = _last(stacks, calls, head)
+    final, factor, stack, n_streams = _last(stacks, calls, head)
     transposed = of_linear(head)
     if transposed is None:
         raise Unreadable(f"{head.path} is no linear map by its weight alone")
@@ -56,6 +57,7 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
         shared_with=tuple(name for name, other in _named(model) if other is weight and name != own),
         d_model=head.x.shape[-1],
         scale=factor * _slope(model, inputs, head),
+        n_streams=n_streams,
     )
 
 
@@ -104,20 +106,37 @@ def _stacks(model: nn.Module, calls: Sequence[Call]) -> Iterator[_Stack]:
             yield _Stack(path, [by_path.get(f"{path}.{layer}", []) for layer in range(len(module))])
 
 
-def _last(stacks: Sequence[_Stack], calls: Sequence[Call], head: Call) -> tuple[SeenNorm | None, float, _Stack]:
-    """The norm before the unembedding, what its output is multiplied by, and the stack whose stream it reads."""
+def _last(stacks: Sequence[_Stack], calls: Sequence[Call], head: Call) -> tuple[SeenNorm | None, float, _Stack, int]:
+    """The norm before the unembedding, what its output is multiplied by, the stack that it reads, and its streams."""
     for stack in stacks:
         if same(stack.calls[-1][-1].y, head.x):
-            return None, 1.0, _in_order(stack)
+            return None, 1.0, _in_order(stack), 1
     for call in reversed(calls[: head.order]):
         factors = carried(head.x, call.y) if call.y.shape == head.x.shape else None
         norm = None if factors is None else as_norm(call)
-        stack = next((stack for stack in stacks if norm and same(stack.calls[-1][-1].y, call.x)), None)
-        if factors is not None and norm is not None and stack is not None:
+        if factors is None or norm is None:
+            continue
+        read = [(stack, n) for stack in stacks if (n := _streams(call.x, stack.calls[-1][-1].y))]
+        if read:
             if float(factors.std()) > 1e-6 * float(factors.mean()):
                 raise Unreadable(f"{head.path} reads what {call.path} answers, each position scaled by another factor")
-            return norm, float(factors.mean()), _in_order(stack)
+            return norm, float(factors.mean()), _in_order(read[0][0]), read[0][1]
     raise Unreadable("between the last layer and the unembedding is more than a norm")
+
+
+def _streams(x: Tensor, y: Tensor) -> int:
+    """How many residual streams y holds of which x is, at each position, a sum with positive factors; 0 if it is none.
+
+    Hyper-connections keep several streams. Every direction that is in all of them is, up to its length, in such a sum.
+    """
+    if same(x, y):
+        return 1
+    if y.ndim != x.ndim + 1 or y.shape[:-2] + y.shape[-1:] != x.shape or not 1 < y.shape[-2] < x.shape[-1] // 2:
+        return 0
+    x, y = x.detach().double(), y.detach().double()
+    factors = torch.linalg.lstsq(y.mT, x[..., None]).solution
+    off = (y.mT @ factors)[..., 0] - x
+    return y.shape[-2] if bool((factors > 0).all()) and float(off.norm()) <= 1e-9 * float(x.norm()) else 0
 
 
 def _in_order(stack: _Stack) -> _Stack:
