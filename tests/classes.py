@@ -54,12 +54,12 @@ NAMES += """
     Cosmos3OmniForConditionalGeneration CwmForCausalLM DeepseekV32ForCausalLM
     DeepseekVLForConditionalGeneration DeepseekVLHybridForConditionalGeneration ElectraForCausalLM
     EvollaForProteinText2Text Exaone4_5_ForConditionalGeneration ExaoneMoeForCausalLM FlintForCausalLM
-    FuyuForCausalLM Gemma4UnifiedForCausalLM GitForCausalLM Glm46VForConditionalGeneration
+    FuyuForCausalLM Gemma4UnifiedForCausalLM GitForCausalLM
     Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration GlmOcrForConditionalGeneration
     GotOcr2ForConditionalGeneration GraniteDoclingForConditionalGeneration GraniteMoeSWAForCausalLM
     GraniteSWAForCausalLM HyperCLOVAXForCausalLM HyperCLOVAXVisionV2ForConditionalGeneration HYV3ForCausalLM
     HYV4ForCausalLM Idefics2ForConditionalGeneration InklingForCausalLM InternVLForConditionalGeneration
-    JanusForConditionalGeneration Kimi_K25ForConditionalGeneration KimiLinearForCausalLM Kolibri1ForCausalLM
+    Kimi_K25ForConditionalGeneration KimiLinearForCausalLM Kolibri1ForCausalLM
     Lfm2VlForConditionalGeneration Lfm3ForCausalLM Lfm3VlForConditionalGeneration
     LightOnOcrForConditionalGeneration LlavaNextVideoForConditionalGeneration LongcatFlashForCausalLM
     MarianForCausalLM MBartForCausalLM MegatronBertForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM
@@ -137,7 +137,6 @@ GIVEN |= dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditi
 _GLM_SECTIONS = dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[8, 12, 12])))
 GIVEN |= dict.fromkeys(
     [
-        "Glm46VForConditionalGeneration",
         "Glm4vForConditionalGeneration",
         "Glm4vMoeForConditionalGeneration",
         "GlmOcrForConditionalGeneration",
@@ -182,5 +181,9 @@ ROUTED_ALONE = """
     Cohere2MoeForCausalLM FlexOlmoForCausalLM GptOssForCausalLM GraniteMoeForCausalLM JetMoeForCausalLM
     MiniMaxM2ForCausalLM MixtralForCausalLM OlmoeForCausalLM PhimoeForCausalLM Qwen3MoeForCausalLM
     Qwen3VLMoeForConditionalGeneration Lfm2MoeForCausalLM JambaForCausalLM GraniteMoeSharedForCausalLM
+    BeamForCausalLM GraniteMoeSWAForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM MiniMaxForCausalLM
+    NllbMoeForConditionalGeneration Qwen3OmniMoeThinkerForConditionalGeneration
 """.split()
 """Those whose last layer that has an MLP has no dense one and no shared expert."""
+UNSAVED = ["Gemma4UnifiedForCausalLM", "GraniteDoclingForConditionalGeneration", "Molmo2ForConditionalGeneration"]
+"""Those whose config, once made tiny, transformers does not load again."""
