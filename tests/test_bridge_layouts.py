@@ -5,20 +5,23 @@ import copy
 import pytest
 import torch
 import transformers
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
 
 from tests import classes, families
 from tl_flash import weights
 
 READ = """
-    BitNetForCausalLM CohereForCausalLM DeepseekV3ForCausalLM GPTJForCausalLM Gemma4ForCausalLM GemmaForCausalLM
-    NemotronForCausalLM Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
+    BitNetForCausalLM CohereForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM GPTJForCausalLM Gemma4ForCausalLM
+    GemmaForCausalLM GraniteMoeHybridForCausalLM MuseGlimmerForConditionalGeneration NemotronForCausalLM
+    NemotronHForCausalLM Olmo3ForCausalLM OlmoHybridForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
+    RecurrentGemmaForCausalLM
 """.split()
 
 
 def bridge_of(name, compatible, dtype=torch.float32):
-    if not hasattr(transformers, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    if not hasattr(transformers, name) or name not in SUPPORTED_ARCHITECTURES:
+        pytest.skip(f"transformers {transformers.__version__} or TransformerLens has no {name}")
     double = classes.model(name)
     model = type(double)(copy.deepcopy(double.config)).to(dtype).eval()
     model.load_state_dict(double.state_dict())

@@ -163,9 +163,10 @@ class _Held:
     def layer(self, layer: int) -> Layer:
         """Put one layer together, once its modules were found to do what their weights say."""
         read = self._put_together(layer)
-        if layer not in self.probed:
+        mlp = getattr(self.model.blocks[layer], "mlp", None)
+        if layer not in self.probed and mlp is not None:  # what is read under other names is probed as it is read
             matrices = [matrix for matrix in (read.W_in, read.W_gate, read.W_out) if isinstance(matrix, Tensor)]
-            require_plain(self.model.blocks[layer].mlp, matrices, f"blocks.{layer}.mlp")
+            require_plain(mlp, matrices, f"blocks.{layer}.mlp")
             self.probed.add(layer)
         return read
 
@@ -199,8 +200,6 @@ class _Held:
                 "centre_neurons": rows.of_neurons is not None and rows.of_neurons.centre,
             }
             return replace(_of_block(block.mlp), **scales, **kinds)
-        if not any(neurons.routed for neurons in rows.neurons):
-            raise ValueError(f"layer {layer}: {_fault(block) or 'several MLPs'}, which cannot be read of a bridge")
         return rows.put_together([neurons.read(self.tensors, prefix) for neurons in rows.neurons], **scales)
 
     def _gain(self, norm: Any, *, centre: bool | None = None) -> Tensor | None:
