@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import torch
@@ -100,7 +101,7 @@ def few_layers(config, n: int):
 def model(name: str):
     """A model of a class: float64, every number random."""
     model_class = getattr(transformers, name)
-    given = GIVEN.get(name, {})
+    given = copy.deepcopy(GIVEN.get(name, {}))  # configs change what they are given
     config = tiny_config(few_layers(model_class.config_class(**given), N_LAYERS))
     torch.manual_seed(1)
     made = randomised(model_class(config), seed=1)

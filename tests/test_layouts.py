@@ -238,6 +238,17 @@ def test_what_has_no_reading_is_refused_by_name(name, message):
         weights.read(built(name))
 
 
+@pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "HYV4ForCausalLM", "Glm5NextForConditionalGeneration"])
+def test_streams_that_run_side_by_side_are_told(name):
+    layout = weights.layout(built(name))
+    assert layout.n_streams == 4 and "of a sum of 4 streams" in str(layout)
+
+
+def test_layers_that_text_alone_does_not_run_are_told():
+    layout = weights.layout(built("MllamaForCausalLM"))
+    assert layout.readable == [0, 2, 3] and layout.layers[1].fault == "it does not run on text alone"
+
+
 def test_a_softcap_does_not_scale():
     config = transformers.Gemma2Config(**classes.TINY, head_dim=8, final_logit_softcapping=2.0)
     assert weights.layout(transformers.Gemma2ForCausalLM(config)).scale == 1
