@@ -137,9 +137,10 @@ class HeldTensors(Mapping[str, Tensor]):
 
     def require_norm(self, name: str, gain: Tensor, centre: bool) -> None:
         """Refuse a norm, by the name of its weight, that does something else than this."""
-        path = name.rpartition(".")[0]
+        path, _, leaf = name.rpartition(".")
         module = self._module(path)
         if module is not None and name not in self._probed:
+            require_readable(getattr(module, leaf), path)
             require_norm(module, gain, centre, path)
             self._probed.add(name)
 
