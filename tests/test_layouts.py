@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from tests import classes
 from tl_flash import flash_decode, weights
+from tl_flash.weights.calls import doubled
 from tl_flash.weights.tiny import token_ids
 
 FAR = 1e7
@@ -48,12 +49,10 @@ def run(model, **hooks):
     """The logits, with forward hooks on modules by path."""
     handles = [model.get_submodule(path).register_forward_hook(hook) for path, hook in hooks.items()]
     beside = {"decoder_input_ids": token_ids()} if model.config.is_encoder_decoder else {}
-    torch.set_default_dtype(torch.float64)  # in which some models make masks
     try:
-        with torch.no_grad():
+        with torch.no_grad(), doubled():
             return model(input_ids=token_ids(), use_cache=False, **beside).logits
     finally:
-        torch.set_default_dtype(torch.float32)
         for handle in handles:
             handle.remove()
 
@@ -170,9 +169,8 @@ def reads(model, layout, layer):
         norm = model.get_submodule((layout.prefix(layer) + this.pre.weight).rpartition(".")[0])
         handles.append(norm.register_forward_hook(keep("norm"), with_kwargs=True))
     beside = {"decoder_input_ids": token_ids()} if model.config.is_encoder_decoder else {}
-    torch.set_default_dtype(torch.float64)
-    model(input_ids=token_ids(), use_cache=False, **beside)
-    torch.set_default_dtype(torch.float32)
+    with doubled():
+        model(input_ids=token_ids(), use_cache=False, **beside)
     for handle in handles:
         handle.remove()
     return seen
