@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import torch
@@ -44,6 +45,38 @@ NAMES = """
     VaultGemmaForCausalLM XGLMForCausalLM XLNetLMHeadModel YoutuForCausalLM Zamba2ForCausalLM
     xLSTMForCausalLM
 """.split()
+"""Those of TransformerLens 4.3's registry that transformers builds, and popular ones."""
+NAMES += """
+    AriaForConditionalGeneration AriaTextForCausalLM AXK1ForCausalLM AXK2ForCausalLM
+    AyaVisionForConditionalGeneration BailingHybridForCausalLM BartForCausalLM BeamForCausalLM
+    BertGenerationDecoder BigBirdPegasusForCausalLM BigBirdPegasusForConditionalGeneration BlenderbotForCausalLM
+    BlenderbotSmallForCausalLM BlenderbotSmallForConditionalGeneration CamembertForCausalLM
+    Cohere2MoeForCausalLM Cohere2VisionForConditionalGeneration Cosmos3EdgeForConditionalGeneration
+    Cosmos3OmniForConditionalGeneration CwmForCausalLM DeepseekV32ForCausalLM
+    DeepseekVLForConditionalGeneration DeepseekVLHybridForConditionalGeneration ElectraForCausalLM
+    EvollaForProteinText2Text Exaone4_5_ForConditionalGeneration ExaoneMoeForCausalLM FlintForCausalLM
+    FuyuForCausalLM Gemma4UnifiedForCausalLM GitForCausalLM
+    Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration GlmOcrForConditionalGeneration
+    GotOcr2ForConditionalGeneration GraniteDoclingForConditionalGeneration GraniteMoeSWAForCausalLM
+    GraniteSWAForCausalLM HyperCLOVAXForCausalLM HyperCLOVAXVisionV2ForConditionalGeneration HYV3ForCausalLM
+    HYV4ForCausalLM Idefics2ForConditionalGeneration InklingForCausalLM InternVLForConditionalGeneration
+    Kimi_K25ForConditionalGeneration KimiLinearForCausalLM Kolibri1ForCausalLM
+    Lfm2VlForConditionalGeneration Lfm3ForCausalLM Lfm3VlForConditionalGeneration
+    LightOnOcrForConditionalGeneration LlavaNextVideoForConditionalGeneration LongcatFlashForCausalLM
+    MarianForCausalLM MBartForCausalLM MegatronBertForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM
+    MiniCPM3ForCausalLM MiniCPMOcrForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
+    MiniCPMV4_7ForConditionalGeneration MiniMaxForCausalLM MiniMaxM3VLForCausalLM Mistral4ForCausalLM
+    MistralLarge4ForConditionalGeneration MllamaForCausalLM MllamaForConditionalGeneration
+    Molmo2ForConditionalGeneration MoshiForCausalLM MossTranscribeDiarizeForConditionalGeneration
+    MuseSparkForConditionalGeneration MvpForCausalLM MvpForConditionalGeneration NllbMoeForConditionalGeneration
+    Ovis2ForConditionalGeneration PaddleOCRVLForConditionalGeneration PaliGemmaForConditionalGeneration
+    PegasusForCausalLM Phi4MultimodalForCausalLM PLBartForCausalLM QianfanOCRForConditionalGeneration
+    Qwen2VLForConditionalGeneration Qwen3ASRForConditionalGeneration Qwen3OmniMoeThinkerForConditionalGeneration
+    RoFormerForCausalLM SeamlessM4TForTextToText SeamlessM4Tv2ForTextToText SmolVLMForConditionalGeneration
+    SolarOpenForCausalLM TrOCRForCausalLM UMT5ForConditionalGeneration UnlimitedOcrForConditionalGeneration
+    ZambaForCausalLM
+""".split()
+"""Others that transformers has."""
 
 _LAYERS = """num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers
     num_decoder_layers num_blocks depth""".split()
@@ -68,7 +101,7 @@ def few_layers(config, n: int):
 def model(name: str):
     """A model of a class: float64, every number random."""
     model_class = getattr(transformers, name)
-    given = GIVEN.get(name, {})
+    given = copy.deepcopy(GIVEN.get(name, {}))  # configs change what they are given
     config = tiny_config(few_layers(model_class.config_class(**given), N_LAYERS))
     torch.manual_seed(1)
     made = randomised(model_class(config), seed=1)
@@ -87,7 +120,6 @@ GIVEN: dict[str, dict] = {
     "DeepseekV2ForCausalLM": _EXPERTS,
     "Dots1ForCausalLM": _EXPERTS,
     "Gemma3nForCausalLM": dict(num_kv_shared_layers=0),
-    "Glm4vForConditionalGeneration": dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[8, 12, 12]))),
     "Gemma4ForCausalLM": _GEMMA_4,
     "Gemma4ForConditionalGeneration": dict(text_config=_GEMMA_4),
     "Gemma4UnifiedForConditionalGeneration": dict(text_config=_GEMMA_4),
@@ -97,21 +129,31 @@ GIVEN: dict[str, dict] = {
         num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "conv"], num_dense_layers=1
     ),
     "NemotronForCausalLM": dict(num_key_value_heads=8),
-    "Qwen2_5_VLForConditionalGeneration": dict(
-        text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[16, 24, 24]))
-    ),
+    "ZambaForCausalLM": dict(num_hidden_layers=4, layers_block_type=["linear_attention", "hybrid"] * 2),
+    "MllamaForConditionalGeneration": dict(text_config=dict(num_hidden_layers=4, cross_attention_layers=[1])),
+    "MllamaForCausalLM": dict(num_hidden_layers=4, cross_attention_layers=[1]),
 }
+_SECTIONS = dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[16, 24, 24])))
+GIVEN |= dict.fromkeys(["Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"], _SECTIONS)
+_GLM_SECTIONS = dict(text_config=dict(rope_parameters=_PLAIN | dict(mrope_section=[8, 12, 12])))
+GIVEN |= dict.fromkeys(
+    [
+        "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "GlmOcrForConditionalGeneration",
+        "PaddleOCRVLForConditionalGeneration",
+    ],
+    _GLM_SECTIONS,
+)
 """What the defaults of a class lack."""
 _NO_MLP = "no layer's neurons can be read"
 _MORE = "between the last layer and the unembedding is more than a norm"
 REFUSED: dict[str, str] = {
     "BertForMaskedLM": _MORE,
     "BertLMHeadModel": _MORE,
-    "BitNetForCausalLM": _NO_MLP,
-    "DeepseekV4ForCausalLM": _MORE,
     "FalconMambaForCausalLM": _NO_MLP,
     "Gemma3nForCausalLM": _MORE,
-    "HrmTextForCausalLM": "do not run once each",
+    "HrmTextForCausalLM": "run more than once",
     "Mamba2ForCausalLM": "layout was not found",
     "MambaForCausalLM": _NO_MLP,
     "ModernBertDecoderForCausalLM": _MORE,
@@ -120,6 +162,12 @@ REFUSED: dict[str, str] = {
     "RwkvForCausalLM": _NO_MLP,
     "Zamba2ForCausalLM": _NO_MLP,
 }
+REFUSED |= dict.fromkeys(
+    ["CamembertForCausalLM", "ElectraForCausalLM", "MegatronBertForCausalLM", "RoFormerForCausalLM"], _MORE
+)
+REFUSED |= dict.fromkeys(
+    ["InklingForCausalLM", "LongcatFlashForCausalLM", "MuseSparkForConditionalGeneration", "ZambaForCausalLM"], _NO_MLP
+)
 """What the refusal of a class says."""
 
 TINY = dict(
@@ -134,5 +182,9 @@ ROUTED_ALONE = """
     Cohere2MoeForCausalLM FlexOlmoForCausalLM GptOssForCausalLM GraniteMoeForCausalLM JetMoeForCausalLM
     MiniMaxM2ForCausalLM MixtralForCausalLM OlmoeForCausalLM PhimoeForCausalLM Qwen3MoeForCausalLM
     Qwen3VLMoeForConditionalGeneration Lfm2MoeForCausalLM JambaForCausalLM GraniteMoeSharedForCausalLM
+    BeamForCausalLM GraniteMoeSWAForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM MiniMaxForCausalLM
+    NllbMoeForConditionalGeneration Qwen3OmniMoeThinkerForConditionalGeneration
 """.split()
 """Those whose last layer that has an MLP has no dense one and no shared expert."""
+UNSAVED = ["Gemma4UnifiedForCausalLM", "GraniteDoclingForConditionalGeneration", "Molmo2ForConditionalGeneration"]
+"""Those whose config, once made tiny, transformers does not load again."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tl_flash.names import ExpertNeuron, Neuron, by_layer, neuron_of, parse
+from tl_flash.names import ExpertNeuron, Neuron, neuron_of, parse
 
 
 def test_a_name_is_read_back():
@@ -31,10 +31,6 @@ def test_other_things_are_refused(neuron):
 def test_negative_numbers_are_refused():
     with pytest.raises(ValueError, match="count from 0"):
         Neuron.of((0, -1))
-
-
-def test_groups_keep_order():
-    assert by_layer(["L1N2", (0, 5), Neuron(1, 0)]) == {1: [(1, 2), (1, 0)], 0: [(0, 5)]}
 
 
 def test_neurons_of_experts_have_names():

@@ -1,9 +1,8 @@
-"""Name one neuron, read its name back, group names by layer."""
+"""Name one neuron, read its name back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 _NAME = re.compile(r"L(\d+)(?:E(\d+))?N(\d+)")
@@ -119,16 +118,3 @@ def _dense(neuron: AnyNeuron) -> Neuron:
             f"{Neuron(neuron.layer, neuron.index)}"
         )
     return neuron
-
-
-def by_layer(neurons: Iterable[NeuronLike]) -> dict[int, list[Neuron]]:
-    """Group neurons by layer, layers and neurons in the order in which they first come.
-
-    Example:
-        >>> by_layer(["L1N2", (0, 5), "L1N0"])
-        {1: [Neuron(layer=1, index=2), Neuron(layer=1, index=0)], 0: [Neuron(layer=0, index=5)]}
-    """
-    grouped: dict[int, list[Neuron]] = {}
-    for neuron in map(Neuron.of, neurons):
-        grouped.setdefault(neuron.layer, []).append(neuron)
-    return grouped

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tl_flash.clamps.layer_hooks import LayerClamp, RowClamp, SiteHook
 from tl_flash.clamps.positions import Positioned, Positions, parse_positions
-from tl_flash.clamps.sites import At, Hook, attached, neuron_site
-from tl_flash.clamps.values import Mode, checked_value, named_values, require_mode
-from tl_flash.names import Neuron, NeuronKey, by_layer
+from tl_flash.clamps.sites import At, Hook, attached, expert_site, neuron_site
+from tl_flash.clamps.values import Mode, all_named_values, checked_value, require_mode
+from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron, NeuronKey
 
 
 @contextmanager
@@ -34,7 +34,8 @@ def clamp(
         model: a HookedTransformer or a TransformerBridge, in compatibility mode or not.
         neurons: a value for each neuron; the neuron is a Neuron, a (layer, index) pair or "L3N17". The value is a
             number, or a tensor that broadcasts to [batch, position] of each pass (a scalar tensor fits all passes). A
-            tensor is read anew in every pass, so that it may be trained.
+            tensor is read anew in every pass, so that it may be trained. "L3E5N17", a neuron of an expert, is clamped
+            on the tokens that are routed to it, in a HookedTransformer, whose experts have hooks.
         mode: "set" to the value, "add" it, "multiply" by it, "floor" (raise to at least), "ceil" (lower to at most).
         positions: which positions of the sequence, counted in columns from 0, a beginning-of-sequence token and
             padding included; the same tokens are clamped with and without a KV cache.
@@ -56,8 +57,9 @@ def clamp(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: a layer, neuron, mode, position or hook that does not exist; an MLP without single neurons (a
-            mixture of experts); a value that is not finite or does not fit; a neuron named twice; no neuron.
+        ValueError: a layer, neuron, mode, position or hook that does not exist; an MLP of which no hook carries single
+            neurons (a bridge's mixture of experts); positions of an expert's neuron; a value that is not finite or
+            does not fit; a neuron named twice; no neuron.
         RuntimeError: on leaving, where the clamp did nothing (no pass reached the hook, or one of the positions) or
             others removed its hook; an exception raised inside is never replaced. In a pass, where nothing tells
             which positions it holds.
@@ -170,14 +172,30 @@ def _build(
     neurons: Mapping[NeuronKey, float | Tensor], mode: str, positions: Positions, at: At, model: Any
 ) -> tuple[list[SiteHook], list[tuple[str, Hook]]]:
     require_mode(mode)
-    values = named_values(neurons)
-    layers = by_layer(values)
-    sequence = _sequence(positions, min(layers), model)
-    clamps: list[SiteHook] = [
-        LayerClamp(neuron_site(model, layer, at), {n: values[n] for n in members}, mode, sequence)
-        for layer, members in layers.items()
-    ]
+    values = all_named_values(neurons)
+    sites: dict[tuple[int, int | None], dict[AnyNeuron, float | Tensor]] = {}
+    for neuron, value in values.items():
+        expert = neuron.expert if isinstance(neuron, ExpertNeuron) else None
+        sites.setdefault((neuron.layer, expert), {})[neuron] = value
+        if expert is not None:
+            _require_every_token(neuron, value, positions)
+    sequence = _sequence(positions, min(layer for layer, _ in sites), model)
+    clamps: list[SiteHook] = []
+    for (layer, expert), members in sites.items():
+        site = neuron_site(model, layer, at) if expert is None else expert_site(model, layer, expert, at)
+        clamps.append(LayerClamp(site, members, mode, sequence))
     return clamps, _entries(clamps, sequence)
+
+
+def _require_every_token(neuron: AnyNeuron, value: float | Tensor, positions: Positions) -> None:
+    """An expert is given the tokens that are routed to it, and not their positions."""
+    if positions is not None:
+        raise ValueError(f"positions: {neuron} is an expert's, whose tokens come without positions; leave them out")
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(
+            f"value of {neuron}: expected one number, as an expert's tokens come without positions, got a tensor of "
+            f"shape {list(value.shape)}"
+        )
 
 
 def _sequence(positions: Positions, layer: int, model: Any) -> Positioned | None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from tl_flash.clamps.positions import Positioned
 from tl_flash.clamps.sites import Site, refuse_block_hook
 from tl_flash.clamps.values import APPLY, Mode, fits, require_finite
-from tl_flash.names import Neuron
+from tl_flash.names import AnyNeuron, Neuron
 
 
 class SiteHook:
-    """The hook of one layer: takes activations [batch, position, d_mlp] and returns them clamped."""
+    """The hook of one layer, or expert: clamps activations [batch, position, d_mlp], an expert's [token, d_mlp]."""
 
-    def __init__(self, site: Site, neurons: Sequence[Neuron], sequence: Positioned | None):
+    def __init__(self, site: Site, neurons: Sequence[AnyNeuron], sequence: Positioned | None):
         self.site = site
         self._neurons = list(neurons)
         self._sequence = sequence
@@ -31,6 +31,8 @@ class SiteHook:
         """Act in a pass, as TransformerLens calls its hooks."""
         refuse_block_hook(hook.name)
         self._require_width(act.shape[-1])
+        if not len(act):
+            return act  # an expert to which no token was routed
         self._fired = True
         columns = self._columns(act.shape[-2])
         if columns is not None and not columns:
@@ -44,6 +46,8 @@ class SiteHook:
         """What this clamp was asked to do and never did, or None."""
         if not self._fired:
             covered = "where an SAE has taken its place, model.reset_saes() gives it back"
+            if self.site.expert is not None:
+                return f"no token was routed to expert {self.site.expert}, {self.site.name}"
             return f"no forward pass went through {self.site.name} ({covered})"
         missed = None if self._sequence is None else self._sequence.missed(self._reached)
         return None if missed is None else f"at {self.site.name}, no pass reached {missed}"
@@ -73,7 +77,7 @@ class LayerClamp(SiteHook):
     """Several neurons, in every row."""
 
     def __init__(
-        self, site: Site, values: dict[Neuron, float | Tensor], mode: str, sequence: Positioned | None
+        self, site: Site, values: dict[AnyNeuron, float | Tensor], mode: str, sequence: Positioned | None
     ) -> None:
         super().__init__(site, list(values), sequence)
         self._values = list(values.values())

@@ -23,6 +23,7 @@ class Site(NamedTuple):
     name: str
     d_mlp: int | None
     """None where no model was given to ask."""
+    expert: int | None = None
 
 
 def neuron_site(model: Any, layer: int, at: At) -> Site:
@@ -53,6 +54,37 @@ def neuron_site(model: Any, layer: int, at: At) -> Site:
     return site
 
 
+def expert_site(model: Any, layer: int, expert: int, at: At) -> Site:
+    """Find the hook point of an expert's neurons, through which the tokens pass that are routed to it.
+
+    Args:
+        model: a HookedTransformer; a bridge runs a layer's experts as one, without hooks inside.
+        layer: from 0.
+        expert: from 0.
+        at: as in `neuron_site`.
+
+    Raises:
+        TypeError: the model has no TransformerLens hooks.
+        ValueError: `at` is unknown; no model; the layer or the expert does not exist, or no hook reaches its neurons.
+    """
+    if at not in get_args(At):
+        raise ValueError(f'at: expected "post", "up" or "gate", got {at!r}')
+    if model is None:
+        raise ValueError("neurons: which hooks those of experts have depends on the model; pass model=")
+    mlp = _mlp(model, layer)
+    experts = getattr(mlp, "experts", None)
+    hook = {"post": "hook_post", "gate": "hook_gate", "up": "hook_pre"}[at]
+    if not isinstance(experts, torch.nn.ModuleList) or not all(hasattr(one, hook) for one in experts):
+        raise ValueError(
+            f"layer {layer}: expected experts that pass their neurons through hooks of their own, as "
+            f"HookedTransformer's do, found a {type(mlp).__name__} without; clamp neurons of a dense MLP"
+        )
+    if expert >= len(experts):
+        raise ValueError(f"expert {expert}: those of layer {layer} that hooks reach are 0 to {len(experts) - 1}")
+    chosen: Any = experts[expert]
+    return Site(f"blocks.{layer}.mlp.experts.{expert}.{hook}", chosen.W_in.weight.shape[0], expert)
+
+
 def require_hooks(model: Any) -> None:
     """Refuse what has no TransformerLens hooks that a pass goes through.
 
@@ -80,12 +112,16 @@ def require_hooks(model: Any) -> None:
     raise TypeError(f"model: expected a HookedTransformer or a TransformerBridge, got {kind}")
 
 
-def _dense_mlp(model: Any, layer: int) -> Any:
+def _mlp(model: Any, layer: int) -> Any:
     require_hooks(model)
     n_layers = len(model.blocks)
     if layer >= n_layers:
         raise ValueError(f"layer {layer}: this model's layers are 0 to {n_layers - 1}")
-    mlp = getattr(model.blocks[layer], "mlp", None)
+    return getattr(model.blocks[layer], "mlp", None)
+
+
+def _dense_mlp(model: Any, layer: int) -> Any:
+    mlp = _mlp(model, layer)
     if mlp is None or not torch.is_tensor(getattr(mlp, "W_in", None)) or mlp.W_in.ndim != 2:
         raise ValueError(
             f"layer {layer}: expected a dense MLP, found {type(mlp).__name__} without one matrix W_in (a mixture of "

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from tl_flash.names import Neuron, NeuronKey
+from tl_flash.names import AnyNeuron, Neuron, NeuronKey, neuron_of
 
 Mode = Literal["set", "add", "multiply", "floor", "ceil"]
 APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -28,7 +28,17 @@ def require_mode(mode: str) -> None:
 
 
 def named_values(neurons: Mapping[NeuronKey, float | Tensor]) -> dict[Neuron, float | Tensor]:
-    """A clamp's neurons and values, checked.
+    """The neurons and values of a clamp of dense MLPs, checked.
+
+    Raises:
+        ValueError: as in `all_named_values`, or a neuron of an expert.
+        TypeError: as in `all_named_values`.
+    """
+    return {Neuron.of(neuron): value for neuron, value in all_named_values(neurons).items()}
+
+
+def all_named_values(neurons: Mapping[NeuronKey, float | Tensor]) -> dict[AnyNeuron, float | Tensor]:
+    """A clamp's neurons and values, checked; the neurons may be those of experts.
 
     Raises:
         TypeError: no dict, or a value that is no real number.
@@ -38,16 +48,16 @@ def named_values(neurons: Mapping[NeuronKey, float | Tensor]) -> dict[Neuron, fl
         raise TypeError(f"neurons: expected a dict of neuron to value, got {type(neurons).__name__}")
     if not neurons:
         raise ValueError("neurons: expected at least one neuron, got an empty dict, which would clamp nothing")
-    values: dict[Neuron, float | Tensor] = {}
+    values: dict[AnyNeuron, float | Tensor] = {}
     for name, value in neurons.items():
-        neuron = Neuron.of(name)
+        neuron = neuron_of(name)
         if neuron in values:
             raise ValueError(f"neurons: {neuron} is named twice; give it one value")
         values[neuron] = checked_value(neuron, value)
     return values
 
 
-def checked_value(neuron: Neuron, value: Any) -> float | Tensor:
+def checked_value(neuron: AnyNeuron, value: Any) -> float | Tensor:
     """A value that a neuron can be clamped by; see `named_values`."""
     if isinstance(value, Tensor):
         if value.dtype == torch.bool or value.is_complex():

@@ -147,6 +147,6 @@ def _of_weights(weights: MLPWeights, layers: Sequence[int]) -> str:
     return combined([digest(gain[None]) for gain in gains if gain is not None] + [digest(each) for each in matrices])
 
 
-def _gains(weights: MLPWeights, layer: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _gains(weights: MLPWeights, layer: int) -> tuple[torch.Tensor | None, ...]:
     read = weights.layer(layer)
-    return read.gain_pre, read.gain_post
+    return read.gain_pre, read.gain_post, read.gain_neurons

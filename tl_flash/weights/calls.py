@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _SAME_DIRECTION = 1e-7
-_TOLERANCE = 1e-4  # norms add an eps to the mean square
 
 
 class Unreadable(ValueError):
@@ -45,15 +46,6 @@ class Call:
         return plain and torch.is_tensor(weight) and weight.ndim in (2, 3)
 
 
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """What a norm was seen to do: unit(x) * gain + bias."""
-
-    call: Call
-    gain: Tensor
-    centre: bool
-
-
 def record(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Call], Any]:
     """Run a model once, gradients on, and write down every call in the order in which they end.
 
@@ -76,29 +68,49 @@ def record(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Call], Any
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
     """What a float64 model answers, gradients on."""
+    with doubled(), torch.enable_grad():
+        return model(**inputs, use_cache=False)
+
+
+class _Doubling(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        func = Tensor.double if func is Tensor.float else func
+        return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
+
+
+def _wide(given: Any) -> Any:
+    return torch.float64 if given is torch.float32 else given
+
+
+@contextmanager
+def doubled() -> Iterator[None]:
+    """Inside, what asks for float32, as routers and norms do whatever their model's dtype, gets float64."""
     default = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(torch.float64)  # some models make masks of the default
-        with torch.enable_grad():
-            return model(**inputs, use_cache=False)
+        torch.set_default_dtype(torch.float64)
+        with _Doubling():
+            yield
     finally:
         torch.set_default_dtype(default)
 
 
 def _write_down(calls: list[Call], path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    x, y = _first([*args, *kwargs.values()]), _first(output)
-    if x is not None and y is not None:
+    x, y = first_tensor([*args, *kwargs.values()]), first_tensor(output)
+    if x is not None and y is not None and y.numel():  # an expert may be given no token
         calls.append(Call(path, module, x, y, len(calls), (args, kwargs)))
     return output.clone() if torch.is_tensor(output) else output  # some models add to an answer in place
 
 
-def _first(given: Any) -> Tensor | None:
+def first_tensor(given: Any) -> Tensor | None:
+    """The first tensor of numbers among what a module was given or answered."""
     if torch.is_tensor(given):
         return given if given.is_floating_point() else None
     if hasattr(given, "last_hidden_state"):
         return given.last_hidden_state
     if isinstance(given, list | tuple):
-        return next((tensor for one in given if (tensor := _first(one)) is not None), None)
+        return next((tensor for one in given if (tensor := first_tensor(one)) is not None), None)
     return None
 
 
@@ -127,34 +139,9 @@ def carried(x: Tensor, y: Tensor) -> Tensor | None:
     return x.norm(dim=-1) / y[row].norm(dim=-1)
 
 
-@torch.no_grad()
-def as_norm(call: Call) -> Norm | None:
-    """The norm that a module is, by what it answers to random numbers; None where it is something else."""
-    args, kwargs = call.given
-    alone = len(args) == 1 and not kwargs and call.x.shape == call.y.shape and call.x.dtype == torch.float64
-    if not alone or [*call.module.children()] or any(parameter.ndim > 1 for parameter in call.module.parameters()):
-        return None
-    d_model = call.x.shape[-1]
-    x = 32 * torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0), dtype=call.x.dtype)
-    y = call.module(x if call.x.ndim == 3 else x[0]).reshape(8, d_model).double()
-    for centre in (False, True):
-        u = unit(x[0], centre)
-        du, dy = u - u.mean(0), y - y.mean(0)
-        gain = (du * dy).sum(0) / du.square().sum(0)
-        if float((dy - gain * du).abs().max()) <= _TOLERANCE * float(dy.abs().max()):
-            return Norm(call, gain, centre)
-    return None
-
-
-def unit(x: Tensor, centre: bool) -> Tensor:
-    """Rows normalised plainly, with no gain: root mean square 1 (LayerNorm: of the centred row)."""
-    x = x - x.mean(-1, keepdim=True) if centre else x
-    return x / x.square().mean(-1, keepdim=True).sqrt()
-
-
 def passes(target: Tensor, source: Tensor) -> bool:
     """Whether what is in source arrives in target as it is: each coordinate in its own place, all alike."""
-    return _passes(lambda column: rows(target)[-1, column], source)
+    return _passes(lambda column: rows(target)[:, column].sum(), source)
 
 
 def _passes(entry: Callable[[int], Tensor], source: Tensor) -> bool:
@@ -177,7 +164,7 @@ def passes_beside(target: Tensor, written: Sequence[Tensor], source: Tensor) -> 
     """The same, of the part of target that is not what was written into it."""
 
     def entry(column: int) -> Tensor:
-        got = rows(target)[-1, column]
+        got = rows(target)[:, column].sum()
         for one in written:
             if not got.requires_grad or not one.requires_grad:
                 continue

@@ -41,9 +41,7 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
     seen = _found_of(files)
     shards = Shards(files)
     layout = _named_as(shards, seen)
-    shape = layout.unembedding.shape(
-        *seen.shapes[seen.layout.unembedding.tensor][:: -1 if layout.unembedding.transposed else 1]
-    )
+    shape = seen.shapes[seen.layout.unembedding.tensor]
     d_vocab, d_model = shape[::-1] if layout.unembedding.transposed else shape
     opened = shards.opened()
     layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))

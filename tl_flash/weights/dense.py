@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_flash.weights.calls import Call, Unreadable, of_linear, rows, same
-from tl_flash.weights.layouts import Neurons, Place
+from tl_flash.weights.layouts import Neurons
+from tl_flash.weights.places import Place
+from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Seen:
 
 
 def dense_neurons(inside: Sequence[Call], path: str, layer: Call) -> list[Seen]:
-    """The MLPs made of linear maps in a layer; JetMoE's experts are such, each map a stack.
+    """The MLPs made of linear maps in a layer; experts are such where they are a list, or each map a stack (JetMoE).
 
     Args:
         inside: the calls within the layer.
@@ -35,13 +37,54 @@ def dense_neurons(inside: Sequence[Call], path: str, layer: Call) -> list[Seen]:
     Raises:
         Unreadable: there are neurons, but not as vectors.
     """
-    linears = [call for call in inside if call.is_linear]
-    return [one for down in linears if (one := _neurons_into(down, linears, path, layer)) is not None]
+    linears, ran = [call for call in inside if call.is_linear], {call.path.removeprefix(path + ".") for call in inside}
+    found = [one for down in linears if (one := _neurons_into(down, linears, inside, path, layer)) is not None]
+    return [replace(one, neurons=_of_list(one.neurons, layer.module, ran)) for one in found]
 
 
-def _neurons_into(down: Call, linears: Sequence[Call], path: str, layer: Call) -> Seen | None:
+def _of_list(neurons: Neurons, layer: nn.Module, ran: set[str]) -> Neurons:
+    """Those of every expert, where an MLP is one of a list of experts that are alike; some of them may not have run."""
+    names = [place.tensor for place in neurons.places.values()]
+    for path, modules in _lists(layer):
+        inside = next((f"{path}.{key}" for key in modules if names[0].startswith(f"{path}.{key}.")), None)
+        if inside is None or not all(name.startswith(f"{inside}.") for name in names):
+            continue
+        if len({str(module) + str(_shapes(module)) for module in modules.values()}) == 1 < len(modules):
+            pattern = f"{path}.{[*modules][0].replace('0', '{}')}"
+            if [*modules] != [pattern.format(n).removeprefix(f"{path}.") for n in range(len(modules))]:
+                raise Unreadable(f"the experts of {path} are called {', '.join(modules)} and not by their numbers")
+            places = [
+                place and replace(place, tensor=pattern + place.tensor.removeprefix(inside))
+                for place in (neurons.up, neurons.gate, neurons.down)
+            ]
+            if neurons.norm is not None:
+                raise Unreadable(f"the experts of {path} have norms of their own")
+            return Neurons(places[0], places[1], places[2], routed=True)  # pyright: ignore[reportArgumentType]
+        idle = [key for key in modules if not any(f"{one}.".startswith(f"{path}.{key}.") for one in ran)]
+        if idle:
+            raise Unreadable(f"{path} holds modules that differ, of which {', '.join(idle)} did not run")
+    return neurons
+
+
+def _lists(layer: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
+    for path, module in layer.named_modules():
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            yield path, {key: child for key, child in module.named_children() if [*child.parameters()]}
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+
+def _norm_before(down: Call, inside: Sequence[Call]) -> SeenNorm | None:
+    before = [call for call in inside if call.order < down.order and call is not down and same(call.y, down.x)]
+    return next((norm for call in reversed(before) if (norm := as_norm(call)) is not None), None)
+
+
+def _neurons_into(down: Call, linears: Sequence[Call], inside: Sequence[Call], path: str, layer: Call) -> Seen | None:
     """The MLP that a linear map ends; None where what it reads are no neurons."""
-    post = rows(down.x)
+    norm = _norm_before(down, inside)
+    post = rows(down.x if norm is None else norm.call.x)
     n, k = post.shape
     ups = [
         call
@@ -68,6 +111,7 @@ def _neurons_into(down: Call, linears: Sequence[Call], path: str, layer: Call) -
             gate=None if gate is None else gate.place(path),
             down=Place(f"{down.path}.weight".removeprefix(path + "."), transposed=not transposed),
             routed=down.weight.ndim == 3,
+            norm=None if norm is None else norm.named(path),
         ),
     )
 

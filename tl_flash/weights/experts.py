@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tl_flash.weights.calls import Call, Unreadable, rows
+from tl_flash.weights.calls import Call, Unreadable, doubled, rows
 from tl_flash.weights.dense import Seen
-from tl_flash.weights.layouts import Neurons, Place
+from tl_flash.weights.layouts import Neurons
+from tl_flash.weights.places import Place
 
 _NEURON = 3
 _COLUMN = 5
@@ -55,7 +56,8 @@ def _bent(pair: tuple[bool, Place]) -> bool:
 def _answer(call: Call, stacks: dict[str, Tensor]) -> Tensor:
     """What the module answers to the same tensors with other weights."""
     args, kwargs = call.given
-    answer = functional_call(call.module, stacks, args, kwargs)
+    with doubled():
+        answer = functional_call(call.module, stacks, args, kwargs)
     return rows(answer if torch.is_tensor(answer) else answer[0])
 
 

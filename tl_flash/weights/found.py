@@ -16,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from tl_flash.weights.calls import Unreadable
-from tl_flash.weights.layouts import Layout, Shape
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.naming import saved_layout
+from tl_flash.weights.places import Shape
 from tl_flash.weights.tiny import WIDER, randomised, tiny_config, tiny_model, token_ids
 from tl_flash.weights.tracing import trace
 
@@ -74,6 +75,21 @@ class Found:
         """Of the real model's parameters."""
         named = self.skeleton.named_parameters(remove_duplicate=False)
         return {name: tuple(parameter.shape) for name, parameter in named}
+
+
+def class_of(model: nn.Module) -> type:
+    """A Hugging Face model's own class; FSDP2 makes another of it."""
+    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
+
+
+def found_of(model: Any, *, wrapped: bool = False) -> Found:
+    """What was found of a Hugging Face model's class and config; see `found`.
+
+    Args:
+        model: the model.
+        wrapped: a bridge has changed its modules, so that it cannot be traced itself.
+    """
+    return found(class_of(model), model.config, None if wrapped else model)
 
 
 def found(model_class: type, config: Any, model: nn.Module | None = None) -> Found:
@@ -136,6 +152,8 @@ def _told(model_class: type) -> Iterator[None]:
 
 
 def _traced(model: Any) -> Layout:
+    if model.get_output_embeddings() is None:
+        raise Unreadable("it has no unembedding (a classifier's head answers no tokens)")
     ids = token_ids()
     return trace(model, input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tl_flash.vocab import Vocab
-from tl_flash.weights.found import NotTraced, found
-from tl_flash.weights.layouts import Layout, Norm
+from tl_flash.weights.found import NotTraced, found_of
+from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, require_finite
-from tl_flash.weights.norms import probed_gain
-from tl_flash.weights.probes import require_plain, require_readable
+from tl_flash.weights.norms import logit_factor, nearer_factor, probed_gain
+from tl_flash.weights.places import Norm
+from tl_flash.weights.probes import HeldTensors, require_plain, require_readable
 from tl_flash.weights.reading import first_readable, require_readable_layers
+from tl_flash.weights.running import measuring
 from tl_flash.weights.tiny import token_ids
 
 # Without a layout: a bridge's ln2 names the Hugging Face module it wraps; these come after the MLP.
@@ -79,7 +81,7 @@ def _layout(model: Any) -> Layout | None:
     if within is None or not hasattr(getattr(within, "config", None), "to_json_string"):
         return None
     try:
-        return found(type(within), within.config).layout
+        return found_of(within, wrapped=True).layout
     except NotTraced:
         return None
 
@@ -92,6 +94,11 @@ class _Held:
     layout: Layout | None
     probed: set[int] = field(default_factory=set)
     """Layers whose modules were found to do what their weights say."""
+
+    @cached_property
+    def tensors(self) -> HeldTensors:
+        """Those of the model within a bridge, by the names that they had before it was wrapped."""
+        return HeldTensors(self.model.original_model)
 
     @property
     def centre(self) -> bool:
@@ -141,24 +148,25 @@ class _Held:
 
     def _scale(self) -> float:
         """What the model multiplies its logits by: where its class does so, it is run to see, since folding may too."""
-        if self.layout is None or (self.layout.scale == 1 and self.layout.scale_power == 0):
+        scale = 1.0 if self.layout is None else self.layout.multiplier(len(self.model.W_U))
+        if scale == 1:
             return 1.0
         seen: list[Tensor] = []
         handle = self.model.unembed.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
         try:
-            with torch.no_grad():
+            with measuring(self.model):
                 logits = self.model(token_ids().to(self.model.W_U.device))
         finally:
             handle.remove()
-        scale = float((logits / seen[-1]).double().median())
-        return 1.0 if abs(scale - 1) < 1e-5 else scale
+        return nearer_factor(logit_factor(logits, seen[-1]), 1.0, scale)
 
     def layer(self, layer: int) -> Layer:
         """Put one layer together, once its modules were found to do what their weights say."""
         read = self._put_together(layer)
-        if layer not in self.probed:
+        mlp = getattr(self.model.blocks[layer], "mlp", None)
+        if layer not in self.probed and mlp is not None:  # what is read under other names is probed as it is read
             matrices = [matrix for matrix in (read.W_in, read.W_gate, read.W_out) if isinstance(matrix, Tensor)]
-            require_plain(self.model.blocks[layer].mlp, matrices, f"blocks.{layer}.mlp")
+            require_plain(mlp, matrices, f"blocks.{layer}.mlp")
             self.probed.add(layer)
         return read
 
@@ -175,61 +183,40 @@ class _Held:
         return replace(read, centre_pre=self.centre)
 
     def _by_layout(self, layout: Layout, layer: int) -> Layer:
-        within, prefix, rows = self.model.original_model, layout.prefix(layer), layout.layers[layer]
+        prefix, rows = layout.prefix(layer), layout.layers[layer]
         gains = [gain for norm in rows.post if (gain := self._probe(norm, prefix)) is not None]
         scales = {
             "gain_pre": None if rows.pre is None else self._probe(rows.pre, prefix),
             "gain_post": torch.stack(gains).prod(0) if gains else None,
+            "gain_neurons": None,
         }
         block = self.model.blocks[layer]
+        if rows.of_neurons is not None:
+            scales["gain_neurons"] = self._probe(rows.of_neurons, prefix, block.mlp.W_out)
         if len(rows.neurons) == 1 and not rows.neurons[0].routed and _fault(block) is None:
             kinds = {
                 "centre_pre": rows.pre is not None and rows.pre.centre,
                 "centre_post": any(n.centre for n in rows.post),
+                "centre_neurons": rows.of_neurons is not None and rows.of_neurons.centre,
             }
-            return replace(_of_block(block.mlp, **scales), **kinds)
-        if not any(neurons.routed for neurons in rows.neurons):
-            raise ValueError(f"layer {layer}: {_fault(block) or 'several MLPs'}, which cannot be read of a bridge")
-        tensors = _Attributes(within)
-        return rows.put_together([neurons.read(tensors, prefix) for neurons in rows.neurons], **scales)
+            return replace(_of_block(block.mlp), **scales, **kinds)
+        return rows.put_together([neurons.read(self.tensors, prefix) for neurons in rows.neurons], **scales)
 
     def _gain(self, norm: Any, *, centre: bool | None = None) -> Tensor | None:
         return None if norm is None else probed_gain(norm, self.model.W_U, self.centre if centre is None else centre)
 
-    def _probe(self, norm: Norm, prefix: str) -> Tensor | None:
+    def _probe(self, norm: Norm, prefix: str, like: Tensor | None = None) -> Tensor | None:
         """The gain of one of the layout's norms, as the model has it now."""
         if norm.weight is None:
             return None
         module = self.model.original_model.get_submodule(prefix + norm.weight.rpartition(".")[0])
-        return probed_gain(module, self.model.W_U, norm.centre)
-
-
-class _Attributes(Mapping[str, Tensor]):
-    """Tensors of a model by the names that they had before a bridge wrapped its modules."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __getitem__(self, name: str) -> Tensor:
-        path, _, leaf = name.rpartition(".")
-        tensor = getattr(self._model.get_submodule(path), leaf, None)
-        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
-            raise ValueError(
-                f"model: expected floating-point weights at {name}, got {type(tensor).__name__} (quantised?)"
-            )
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._model.named_parameters())
-
-    def __len__(self) -> int:
-        return len([*iter(self)])
+        return probed_gain(module, self.model.W_U if like is None else like, norm.centre)
 
 
 # Blocks of TransformerLens
 
 
-def _of_block(mlp: Any, gain_pre: Tensor | None, gain_post: Tensor | None) -> Layer:
+def _of_block(mlp: Any, gain_pre: Tensor | None = None, gain_post: Tensor | None = None) -> Layer:
     experts = getattr(mlp, "experts", None)
     if isinstance(experts, nn.ModuleList):
         names = ("W_in", "W_gate", "W_out")

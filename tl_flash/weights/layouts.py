@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.weights.mlp import Layer, Matrix, require_finite
-
-Shape = tuple[int, ...]
+from tl_flash.weights.places import Norm, Place, Shape
 
 
 class Size(NamedTuple):
@@ -20,65 +19,6 @@ class Size(NamedTuple):
 
     n_experts: int | None
     d_mlp: int
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What a norm scales by: its weight and an offset, or the offset alone where it has no weight."""
-
-    weight: str | None
-    """Of a layer's norm the name within the layer."""
-    offset: float
-    """Gemma's norms scale by 1 + weight."""
-    centre: bool
-    """Whether it takes the mean off first, as LayerNorm does and RMSNorm does not."""
-
-    def gain(self, tensors: Mapping[str, Tensor], prefix: str = "") -> Tensor | None:
-        """The scale of each coordinate, float32 [d_model]; None where there is none."""
-        if self.weight is None:
-            return None
-        return tensors[prefix + self.weight].detach().float() + self.offset
-
-    def __str__(self) -> str:
-        name = "no scale" if self.weight is None else self.weight + f" + {self.offset:g}" * (self.offset != 0)
-        return f"{'LayerNorm' if self.centre else 'RMSNorm'} ({name})"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the vectors of neurons lie: in a tensor, or in one an expert."""
-
-    tensor: str
-    """Its name within the layer; "{}" stands for the number of the expert."""
-    transposed: bool
-    """Neurons are along the last axis, and not along the one before."""
-    part: int = 0
-    parts: int = 1
-    """Of how many things that share the tensor this is which."""
-    interleaved: bool = False
-    """They take turns, neuron by neuron; else each lies in one piece."""
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """The neurons in a tensor, a row each: [neuron, d_model], or [expert, neuron, d_model]."""
-        neurons = tensor.mT if self.transposed else tensor
-        if self.interleaved:
-            return neurons[..., self.part :: self.parts, :]
-        return neurons if self.parts == 1 else neurons.chunk(self.parts, dim=-2)[self.part]
-
-    def shape(self, d_mlp: int, d_model: int) -> Shape:
-        """The shape of a tensor that holds so many neurons."""
-        shape = (self.parts * d_mlp, d_model)
-        return shape[::-1] if self.transposed else shape
-
-    def d_mlp(self, shape: Shape) -> int:
-        """How many neurons a tensor of this shape holds."""
-        return shape[-1 if self.transposed else -2] // self.parts
-
-    def __str__(self) -> str:
-        if self.parts == 1:
-            return self.tensor
-        which = ("even", "odd") if self.interleaved else ("first half of the", "last half of the")
-        return f"{self.tensor}, {which[self.part]} {'columns' if self.transposed else 'rows'}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +30,8 @@ class Neurons:
     down: Place
     routed: bool
     """Whether these are experts of which a router chooses; their tensors are stacks, or one an expert."""
+    norm: Norm | None = None
+    """One over the neurons, between their activation and the down-projection (BitNet)."""
 
     @property
     def places(self) -> dict[str, Place]:
@@ -99,8 +41,11 @@ class Neurons:
 
     def size(self, shapes: Mapping[str, Shape], prefix: str) -> Size:
         """How many experts there are, and how wide each is, by the shapes of a model's stacks."""
-        shape = shapes[prefix + self.down.tensor]
-        return Size(shape[0] if len(shape) == 3 else None, self.down.d_mlp(shape))
+        shape = shapes[prefix + self.down.tensor.format(0)]
+        n_experts = shape[0] if len(shape) == 3 else None
+        if "{}" in self.down.tensor:
+            n_experts = self.n_experts(shapes, prefix, self.down.tensor)
+        return Size(n_experts, self.down.d_mlp(shape))
 
     def shapes(self, size: Size, d_model: int) -> dict[str, Shape]:
         """The tensors that hold them, and the shape that each must have."""
@@ -133,7 +78,8 @@ class Neurons:
 
     def __str__(self) -> str:
         gate = "" if self.gate is None else f"gate {self.gate}; "
-        return f"up {self.up}; {gate}down {self.down}"
+        norm = "" if self.norm is None else f"norm {self.norm}; "
+        return f"up {self.up}; {gate}{norm}down {self.down}"
 
 
 @dataclass(frozen=True)
@@ -150,10 +96,9 @@ class LayerLayout:
     """Why its neurons cannot be read."""
 
     @property
-    def names(self) -> list[str]:
-        """Of its tensors, within the layer."""
-        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
-        return [*norms, *(place.tensor for neurons in self.neurons for place in neurons.places.values())]
+    def norms(self) -> list[str]:
+        """The weights of its norms of the residual stream, within the layer."""
+        return [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
 
     def read(self, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
         """Put the layer together."""
@@ -162,34 +107,46 @@ class LayerLayout:
             [neurons.read(tensors, prefix) for neurons in self.neurons],
             gain_pre=None if self.pre is None else self.pre.gain(tensors, prefix),
             gain_post=torch.stack(gains).prod(0) if gains else None,
+            gain_neurons=None if self.of_neurons is None else self.of_neurons.gain(tensors, prefix),
         )
 
+    @property
+    def of_neurons(self) -> Norm | None:
+        """The norm over its neurons."""
+        return next((neurons.norm for neurons in self.neurons if neurons.norm is not None), None)
+
     def put_together(
-        self, parts: list[dict[str, tuple[Tensor, ...]]], *, gain_pre: Tensor | None, gain_post: Tensor | None
+        self,
+        parts: list[dict[str, tuple[Tensor, ...]]],
+        *,
+        gain_pre: Tensor | None,
+        gain_post: Tensor | None,
+        gain_neurons: Tensor | None,
     ) -> Layer:
         """The layer of what each of its neurons' places holds."""
         names = [*parts[0]]
         if len(parts) > 1:
             parts = [parts[0], *(_as_experts(part, len(parts[0]["W_in"][0])) for part in parts[1:])]
         matrices: dict[str, Matrix] = {name: tuple(m for part in parts for m in part[name]) for name in names}
-        if not any(neurons.routed for neurons in self.neurons):
+        if len(self.neurons) == 1 and not self.neurons[0].routed:
             matrices = {name: matrix[0] for name, matrix in matrices.items()}
-        n_shared = sum(len(part["W_in"]) for part in parts[1:])
         return Layer(
             **matrices,  # pyright: ignore[reportArgumentType] - the names are its fields
             gain_pre=gain_pre,
             gain_post=gain_post,
             centre_pre=self.pre is not None and self.pre.centre,
+            gain_neurons=gain_neurons,
             centre_post=any(norm.centre for norm in self.post),
-            n_shared=n_shared,
+            centre_neurons=self.of_neurons is not None and self.of_neurons.centre,
         )
 
     def shapes(self, prefix: str, sizes: Sequence[Size], d_model: int) -> dict[str, Shape]:
         """The tensors that it needs, and the shape that each must have."""
-        norms = [norm.weight for norm in (self.pre, *self.post) if norm is not None and norm.weight is not None]
-        shapes: dict[str, Shape] = {norm: (d_model,) for norm in norms}
+        shapes: dict[str, Shape] = {norm: (d_model,) for norm in self.norms}
         for neurons, size in zip(self.neurons, sizes, strict=True):
             shapes |= neurons.shapes(size, d_model)
+            if neurons.norm is not None and neurons.norm.weight is not None:
+                shapes[neurons.norm.weight] = (size.d_mlp,)
         return {prefix + name: shape for name, shape in shapes.items()}
 
     def __str__(self) -> str:
@@ -233,6 +190,8 @@ class Layout:
     """What the model multiplies its logits by, ..."""
     scale_power: float = 0.0
     """... times d_model to this power (T5: -1/2, where tied)."""
+    n_streams: int = 1
+    """Residual streams that the layers keep side by side, of which the final norm reads a sum (hyper-connections)."""
 
     def prefix(self, layer: int) -> str:
         """What a layer's names begin with."""
@@ -248,10 +207,14 @@ class Layout:
         """Whether the final norm takes the mean off."""
         return self.final is not None and self.final.centre
 
+    def multiplier(self, d_model: int) -> float:
+        """What a model so wide multiplies its logits by."""
+        return self.scale * d_model**self.scale_power
+
     def final_gain(self, tensors: Mapping[str, Tensor], d_model: int) -> Tensor | None:
         """What multiplies each coordinate before the unembedding, float32 [d_model]; None where nothing does."""
         gain = None if self.final is None else self.final.gain(tensors)
-        scale = self.scale * d_model**self.scale_power
+        scale = self.multiplier(d_model)
         if scale != 1:
             gain = torch.full((d_model,), scale) if gain is None else gain * scale
         return None if gain is None else require_finite(gain, "the final norm's scale")
@@ -267,4 +230,5 @@ class Layout:
         names = ", ".join((self.unembedding.tensor, *self.shared_with))
         plain = self.scale == 1 and self.scale_power == 0
         scale = "" if plain else f", times {self.scale:g}" + f" d_model^{self.scale_power:g}" * (self.scale_power != 0)
-        return "\n".join([*lines, f"final norm: {self.final or 'none'}", f"unembedding: {names}{scale}"])
+        streams = "" if self.n_streams == 1 else f", of a sum of {self.n_streams} streams"
+        return "\n".join([*lines, f"final norm: {self.final or 'none'}{streams}", f"unembedding: {names}{scale}"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from tl_flash.vocab import Vocab
-from tl_flash.weights.found import Found, found
+from tl_flash.weights.found import class_of, found_of
 from tl_flash.weights.hooked import read_transformer_lens, transformer_lens_unembedding
 from tl_flash.weights.layouts import Layout
 from tl_flash.weights.mlp import MLPWeights, UnembeddingWeights
@@ -58,12 +58,13 @@ def model_layout(model: Any) -> Layout:
         TypeError: it is neither.
         ValueError: as `read_model`.
     """
+    model = _uncompiled(model)
     within = getattr(model, "original_model", model)
     if not _is_hugging_face(within):
         raise TypeError(
             f"model: expected a Hugging Face causal LM, a bridge of one or a checkpoint, got {type(model).__name__}"
         )
-    return _found_of(within).layout if within is model else found(type(within), within.config).layout
+    return found_of(within, wrapped=within is not model).layout
 
 
 def _uncompiled(model: Any) -> Any:
@@ -91,33 +92,20 @@ def _no_model(model: Any) -> TypeError:
     )
 
 
-def _found_of(model: nn.Module) -> Found:
-    return found(_class_of(model), model.config, model)
-
-
-def _class_of(model: nn.Module) -> type:
-    """A Hugging Face model's own class; FSDP2 makes another of it."""
-    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
-
-
 def _read_hugging_face(model: Any, tokenizer: Any) -> MLPWeights:
-    layout, tensors = _found_of(model).layout, HeldTensors(model)
-    return weights_of(
-        layout,
-        lambda: tensors,
-        W_U=layout.unembedding.rows(tensors[layout.unembedding.tensor]).T,
-        **_about(model, tokenizer),
-    )
+    layout, tensors = found_of(model).layout, HeldTensors(model)
+    W_U = layout.unembedding.rows(tensors[layout.unembedding.tensor]).T
+    return weights_of(layout, lambda: tensors, W_U=W_U, **_about(model, W_U, tokenizer))
 
 
 def _hugging_face_unembedding(model: Any, tokenizer: Any) -> UnembeddingWeights:
     head = model.get_output_embeddings()
     if head is None:
-        raise ValueError(f"model: {_class_of(model).__name__} has no unembedding; expected a causal language model")
+        raise ValueError(f"model: {class_of(model).__name__} has no unembedding; expected a causal language model")
     require_linear(head, "the unembedding")
     W_U = head.weight.detach().T
     try:
-        layout = _found_of(model).layout
+        layout = found_of(model).layout
     except ValueError:  # whatever its MLPs are, the model itself tells what its unembedding reads
         gain, centre = traced_final_norm(model, head)
         norm: dict[str, Any] = {"final_gain": gain, "centre": centre}
@@ -125,12 +113,12 @@ def _hugging_face_unembedding(model: Any, tokenizer: Any) -> UnembeddingWeights:
         gain = layout.final_gain(HeldTensors(model), W_U.shape[0])
         centre = layout.final is not None and layout.final.centre
         norm = {"final_gain": gain, "centre": centre, "final_norm": layout.final is not None}
-    return UnembeddingWeights(d_model=W_U.shape[0], W_U=W_U, **norm, **_about(model, tokenizer))
+    return UnembeddingWeights(d_model=W_U.shape[0], W_U=W_U, **norm, **_about(model, W_U, tokenizer))
 
 
-def _about(model: Any, tokenizer: Any) -> dict[str, Any]:
+def _about(model: Any, W_U: Tensor, tokenizer: Any) -> dict[str, Any]:
     return {
-        "vocab": Vocab.of_tokenizer(tokenizer, model.get_output_embeddings().weight.shape[0]),
+        "vocab": Vocab.of_tokenizer(tokenizer, W_U.shape[1]),
         "name": getattr(model.config, "name_or_path", "") or "unnamed",
-        "class_name": _class_of(model).__name__,
+        "class_name": class_of(model).__name__,
     }

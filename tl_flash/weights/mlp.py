@@ -18,7 +18,10 @@ SIDES = ("in", "gate", "out")
 ALL = slice(None)
 _MATRIX = {"in": "W_in", "gate": "W_gate", "out": "W_out"}
 Matrix = Tensor | tuple[Tensor, ...]
-"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert, the shared ones last."""
+"""[d_mlp, d_model], a neuron a row; in a mixture of experts a tuple of them, one an expert, the shared ones last.
+
+A wide shared one counts as several of the routed experts' width.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Layer:
     gain_post: Float[Tensor, " d_model"] | None = None
     """Scale of the norms that what the MLP writes still passes (Gemma 2 and 3, OLMo 2), multiplied together."""
     gain_neurons: Float[Tensor, " d_mlp"] | None = None
-    """Scale of a LayerNorm over the neurons, between their activation and W_out (SoLU)."""
+    """Scale of a norm over the neurons, between their activation and W_out (SoLU, BitNet)."""
     centre_pre: bool | None = None
     """Whether the norm before takes the mean off; None: as the final norm does."""
     centre_post: bool | None = None
     """The same of the norms after."""
-    n_shared: int = 0
-    """How many of the last experts every token passes; a wide one counts as several of the routed experts' width."""
+    centre_neurons: bool = True
+    """The same of the norm over the neurons."""
 
     @property
     def n_experts(self) -> int | None:
@@ -160,9 +163,9 @@ class MLPWeights(UnembeddingWeights):
         """The directions of one layer's neurons on one side, in the basis of the residual stream.
 
         Folded, the read sides carry the gain of the norm before the MLP and the write side that of a norm after it,
-        and LayerNorm centres; so a model gives the same directions however it was loaded. A LayerNorm over the neurons
-        is folded into the write side as TransformerLens does. Unfolded, the weights are read as the model holds them.
-        They are float32, of a float64 model float64.
+        and LayerNorm centres; so a model gives the same directions however it was loaded. A norm over the neurons is
+        folded into the write side, a LayerNorm as TransformerLens does. Unfolded, the weights are read as the model
+        holds them. They are float32, of a float64 model float64.
 
         Args:
             layer: which layer.
@@ -183,8 +186,10 @@ class MLPWeights(UnembeddingWeights):
         after = side == "out"
         if after and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
             of_neurons = require_finite(read.gain_neurons.detach().to(wide), f"layer {layer}: mlp.ln's scale")
-            common = of_neurons @ read.W_out.detach().to(wide) / read.d_mlp  # what centring the neurons takes off
-            x = x * of_neurons[neurons, None].to(x.device) - common.to(x.device)
+            x = x * of_neurons[neurons, None].to(x.device)
+            if read.centre_neurons:
+                common = of_neurons @ read.W_out.detach().to(wide) / read.d_mlp  # what centring the neurons takes off
+                x = x - common.to(x.device)
         gain, own = (read.gain_post, read.centre_post) if after else (read.gain_pre, read.centre_pre)
         centre = self.centre if own is None else own
         if after and centre and gain is not None:

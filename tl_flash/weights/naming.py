@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_flash.weights.layouts import LayerLayout, Layout, Neurons, Norm, Place
+from tl_flash.weights.layouts import LayerLayout, Layout, Neurons
+from tl_flash.weights.places import Norm, Place
 
 
 def saved_layout(layout: Layout, model: Any) -> Layout:
@@ -113,7 +114,7 @@ class _Names:
 
     def whole(self, name: str, place: Place) -> str:
         """Under which name a tensor is saved, or its first part."""
-        tensor = self._held[name]
+        tensor = self._held[name.format(0)]
         rows = place.rows(tensor)
         found = self._saved.find(tensor) or self._saved.find_either_way(rows if rows.ndim == 2 else rows[0])
         if found is None:
@@ -123,9 +124,15 @@ class _Names:
     def _neurons(self, neurons: Neurons, prefix: str, new: str) -> Neurons:
         gate = neurons.gate and self._place(neurons.gate, prefix, new, neurons)
         up, down = (self._place(place, prefix, new, neurons) for place in (neurons.up, neurons.down))
-        return replace(neurons, up=up, gate=gate, down=down)
+        norm = neurons.norm and self.norm(neurons.norm, prefix, new)
+        return replace(neurons, up=up, gate=gate, down=down, norm=norm)
 
     def _place(self, place: Place, prefix: str, new: str, neurons: Neurons) -> Place:
+        if "{}" in place.tensor:
+            first, second = (
+                self._place(replace(place, tensor=place.tensor.format(n)), prefix, new, neurons) for n in (0, 1)
+            )
+            return replace(first, tensor=_numbered(first.tensor, second.tensor))
         tensor = self._held[prefix + place.tensor]
         name = self._saved.find(tensor)
         if name is not None:
@@ -147,12 +154,20 @@ class _Names:
         if None in found:
             return None
         (first, transposed), (second, _) = found  # pyright: ignore[reportGeneralTypeIssues] - not None
-        pattern = _within(first, new, place.tensor).replace(".0.", ".{}.", 1)
-        if pattern.format(1) != _within(second, new, place.tensor):
-            raise ValueError(f"{first} and {second}: expected names of experts that differ by their number alone")
+        pattern = _numbered(_within(first, new, place.tensor), _within(second, new, place.tensor))
         if found is own:
             return Place(pattern, transposed)
         return replace(place, tensor=pattern, transposed=transposed != place.transposed)
+
+
+def _numbered(first: str, second: str) -> str:
+    """The name of what an expert has, "{}" for its number, by those of the first two."""
+    parts = first.split("0")
+    patterns = ["0".join(parts[:at]) + "{}" + "0".join(parts[at:]) for at in range(1, len(parts))]
+    found = next((pattern for pattern in patterns if pattern.format(1) == second), None)
+    if found is None:
+        raise ValueError(f"{first} and {second}: expected names of experts that differ by their number alone")
+    return found
 
 
 def _within(name: str | None, prefix: str, held: str) -> str:

@@ -8,10 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_flash.weights.calls import unit
+from tl_flash.weights.calls import first_tensor, same
+from tl_flash.weights.probes import unit
 from tl_flash.weights.running import measuring
+from tl_flash.weights.tiny import token_ids
 
-_TOKENS = torch.tensor([[3, 1, 2]])
+_FEW = 1000
+"""Of the logits, those nearest 0, which no softcap bends."""
+_NEAR = 1e-2
+"""How far a factor may be off in a model of half precision."""
 
 
 def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_model"], bool]:
@@ -21,7 +26,7 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
     what the unembedding reads is not the residual stream (a masked language model's head has a dense layer between).
 
     Raises:
-        ValueError: no such norm.
+        ValueError: no such norm, or the logits are something else than the unembedding's answer.
     """
     seen: list[tuple[nn.Module, Any, Any]] = []
 
@@ -31,15 +36,20 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
     hooks = [module.register_forward_hook(see) for module in model.modules()]
     try:
         with measuring(model):
-            model(_TOKENS.to(head.weight.device))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            logits = model(token_ids().to(head.weight.device)).logits  # pyright: ignore[reportArgumentType]
     finally:
         for hook in hooks:
             hook.remove()
-    read = next(inputs[0] for module, inputs, _ in seen if module is head)
+    read, answer = next((inputs[0], output) for module, inputs, output in seen if module is head)
+    if not abs(logit_factor(logits, answer) - 1) < _NEAR:
+        raise ValueError(
+            f"model: {type(model).__name__}'s logits are not what its unembedding answers; expected them as they are. "
+            "Give the unembedding itself, [d_model, d_vocab], in place of the model"
+        )
     blocks = {block for group in model.modules() if isinstance(group, nn.ModuleList) for block in group}
     for module, inputs, output in seen:
-        if inputs and torch.is_tensor(output) and _same(output, read):
-            from_block = any(of in blocks and _same(_first(written), inputs[0]) for of, _, written in seen)
+        if inputs and torch.is_tensor(output) and same(output, read):
+            from_block = any(of in blocks and _is(written, inputs[0]) for of, _, written in seen)
             found = _norm(module, inputs[0]) if from_block else None
             if found is not None:
                 return found
@@ -48,6 +58,36 @@ def traced_final_norm(model: Any, head: nn.Module) -> tuple[Float[Tensor, " d_mo
         "unembedding to read the residual stream through one. Give the unembedding itself, [d_model, d_vocab], in "
         "place of the model"
     )
+
+
+def logit_factor(logits: Tensor, answer: Tensor) -> float:
+    """What a model multiplies its unembedding's answer by, told where that is near 0; NaN where the two do not fit."""
+    if logits.numel() != answer.numel():
+        return float("nan")
+    logits, answer = logits.detach().flatten().double(), answer.detach().flatten().double()
+    logits, answer = logits[answer != 0], answer[answer != 0]
+    nearest = answer.abs().argsort()[:_FEW]
+    return float((logits[nearest] / answer[nearest]).median())
+
+
+def nearer_factor(seen: float, *factors: float) -> float:
+    """The one of these factors that was seen, but for rounding.
+
+    Raises:
+        ValueError: none of them was.
+    """
+    nearest = min(factors, key=lambda factor: abs(seen - factor))
+    if not abs(seen - nearest) <= _NEAR * abs(nearest):
+        raise ValueError(
+            f"model: it multiplies its unembedding's answer by {seen:.4g}; expected "
+            f"{' or '.join(f'{factor:.4g}' for factor in factors)}, as models of its class and config do"
+        )
+    return nearest
+
+
+def _is(output: Any, tensor: Any) -> bool:
+    written = first_tensor(output)
+    return written is not None and torch.is_tensor(tensor) and same(written, tensor)
 
 
 def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool] | None:
@@ -59,19 +99,10 @@ def _norm(module: nn.Module, like: Tensor) -> tuple[Tensor, bool] | None:
         shifted = ((module(v + 64) - module(-v - 64)) / 2).double()[:, 0]
     tolerance = 1e-3 if like.dtype in (torch.float32, torch.float64) else 3e-2
     centre = bool((odd - shifted).norm() <= tolerance * odd.norm())
-    unit = v.double()[:, 0] - (v.double()[:, 0].mean(-1, keepdim=True) if centre else 0)
-    unit = unit / unit.square().mean(-1, keepdim=True).sqrt()
-    gain = (odd * unit).sum(0) / unit.square().sum(0)
-    is_norm = bool((odd - gain * unit).norm() <= tolerance * odd.norm())
+    u = unit(v.double()[:, 0], centre)
+    gain = (odd * u).sum(0) / u.square().sum(0)
+    is_norm = bool((odd - gain * u).norm() <= tolerance * odd.norm())
     return (gain.float(), centre) if is_norm else None
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple | list) and output else output
-
-
-def _same(a: Any, b: Any) -> bool:
-    return torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape and torch.equal(a, b)
 
 
 @torch.no_grad()

@@ -87,9 +87,37 @@ def require_linear(module: nn.Module, what: str) -> None:
                 _refuse(module, what)
 
 
+def require_norm(module: nn.Module, gain: Tensor, centre: bool, what: str) -> None:
+    """Refuse a module that does not normalise and scale as this gain says.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    given = 64 * (torch.randn(1, 3, len(gain), generator=torch.Generator().manual_seed(0)) + 1)
+    x = given.to(gain.device, dtype)
+    with measuring(module), torch.autocast(gain.device.type, enabled=False):
+        odd = (module(x) - module(-x)) / 2  # without bias
+    expected = gain.double() * unit(x.double(), centre)
+    finite = expected.isfinite()  # what is not is refused elsewhere
+    off = odd.double() - expected if odd.shape == x.shape else expected
+    if not off[finite].norm() <= _TOLERANCE[dtype] * expected[finite].norm():
+        kind = "LayerNorm" if centre else "RMSNorm"
+        raise ValueError(
+            f"{what}: a {type(module).__name__} that is not the {kind} by its weight which models of this class have; "
+            "expected the model as its class makes it (was the module replaced?)"
+        )
+
+
+def unit(x: Tensor, centre: bool) -> Tensor:
+    """Rows normalised plainly, with no gain: root mean square 1 (LayerNorm: of the centred row)."""
+    x = x - x.mean(-1, keepdim=True) if centre else x
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
 class HeldTensors(Mapping[str, Tensor]):
     """A Hugging Face model's tensors by name, each as its module uses it: masked where pruned, computed where
-    parametrised; a matrix that its module does not multiply by is refused.
+    parametrised; a matrix that its module does not multiply by is refused, and a norm that is another than expected.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -108,6 +136,15 @@ class HeldTensors(Mapping[str, Tensor]):
                 "(was a module replaced?)"
             )
         return getattr(module, leaf).detach()  # anew: a pruned module makes it when it runs
+
+    def require_norm(self, name: str, gain: Tensor, centre: bool) -> None:
+        """Refuse a norm, by the name of its weight, that does something else than this."""
+        path, _, leaf = name.rpartition(".")
+        module = self._module(path)
+        if module is not None and name not in self._probed:
+            require_readable(getattr(module, leaf), path)
+            require_norm(module, gain, centre, path)
+            self._probed.add(name)
 
     def __contains__(self, name: object) -> bool:
         path, _, leaf = str(name).rpartition(".")

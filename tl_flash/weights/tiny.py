@@ -114,6 +114,8 @@ def _shrink(config: Any, wider: int) -> None:
             _shrink(value, wider)
             if name in _TOWERS:
                 _flatten(value)
+        elif name == "use_mamba_kernels":
+            config.use_mamba_kernels = False  # they need a GPU
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             setattr(config, name, _plain_rotary(value))
         elif value is not None and not isinstance(value, bool):
@@ -151,7 +153,7 @@ def _few(name: str, value: int, heads: int, width: int, expert: int | None, rope
     if name in _WIDTHS or (name in _AS_WIDE and value == width):
         return D_MODEL * wider
     if name in _AS_WIDE:
-        return D_MODEL * wider // 2
+        return D_MODEL * wider * value // width if width else D_MODEL * wider // 2
     if name in _NEURONS:
         return D_MLP
     if name in _EXPERT_NEURONS:
@@ -187,11 +189,12 @@ def _plain_rotary(rotary: dict[str, Any]) -> dict[str, Any]:
     """Rotary embeddings without what depends on widths: positions say nothing of a layout."""
     if any(isinstance(value, dict) for value in rotary.values()):
         return {kind: _plain_rotary(value) if isinstance(value, dict) else value for kind, value in rotary.items()}
-    if rotary.get("rope_type", rotary.get("type")) not in _ROTARY:
+    kind = rotary.get("rope_type", rotary.get("type"))
+    if kind not in _ROTARY or (kind == "yarn" and "partial_rotary_factor" in rotary):  # the plain one may not know it
         return rotary
     kept = {name: value for name, value in rotary.items() if not isinstance(value, list)}
     if "mrope_section" in rotary:
-        kept["mrope_section"] = _thirds(D_HEAD // 2)
+        kept["mrope_section"] = _thirds(int(D_HEAD * rotary.get("partial_rotary_factor", 1)) // 2)
     return {"rope_theta": 10_000.0} | kept | {"rope_type": "default"}
 
 
@@ -199,6 +202,6 @@ def _thirds(n: int) -> list[int]:
     return [n - 2 * (n // 3), n // 3, n // 3]
 
 
-def token_ids(n: int = 4) -> Any:
-    """The tokens that a tiny model is run on."""
-    return torch.arange(n)[None] + 11
+def token_ids() -> Any:
+    """The tokens that a model is run on to be watched."""
+    return torch.arange(4)[None] + 11

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tl_flash.weights.calls import (
     Call,
     Unreadable,
-    as_norm,
     carried,
     of_linear,
     passes,
@@ -27,10 +26,11 @@ from tl_flash.weights.calls import (
     run,
     same,
 )
-from tl_flash.weights.calls import Norm as SeenNorm
 from tl_flash.weights.dense import Seen, dense_neurons
 from tl_flash.weights.experts import routed_neurons
-from tl_flash.weights.layouts import LayerLayout, Layout, Norm, Place
+from tl_flash.weights.layouts import LayerLayout, Layout
+from tl_flash.weights.places import Place
+from tl_flash.weights.seen_norms import SeenNorm, as_norm
 
 
 def trace(model: nn.Module, **inputs: Tensor) -> Layout:
@@ -43,7 +43,7 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
     calls, answer = record(model, inputs)
     head = _head(calls, answer.logits)
     stacks = [*_stacks(model, calls)]
-    final, factor, stack = _last(stacks, calls, head)
+    final, factor, stack, n_streams = _last(stacks, calls, head)
     transposed = of_linear(head)
     if transposed is None:
         raise Unreadable(f"{head.path} is no linear map by its weight alone")
@@ -52,11 +52,12 @@ def trace(model: nn.Module, **inputs: Tensor) -> Layout:
         class_name=type(model).__name__,
         root=stack.path + ".",
         layers=tuple(_layer(stack.path, layer, calls) for layer in range(len(stack.calls))),
-        final=None if final is None else _norm(final, "", final.call.path),
+        final=None if final is None else final.named(""),
         unembedding=Place(own, transposed),
         shared_with=tuple(name for name, other in _named(model) if other is weight and name != own),
         d_model=head.x.shape[-1],
         scale=factor * _slope(model, inputs, head),
+        n_streams=n_streams,
     )
 
 
@@ -105,26 +106,43 @@ def _stacks(model: nn.Module, calls: Sequence[Call]) -> Iterator[_Stack]:
             yield _Stack(path, [by_path.get(f"{path}.{layer}", []) for layer in range(len(module))])
 
 
-def _last(stacks: Sequence[_Stack], calls: Sequence[Call], head: Call) -> tuple[SeenNorm | None, float, _Stack]:
-    """The norm before the unembedding, what its output is multiplied by, and the stack whose stream it reads."""
+def _last(stacks: Sequence[_Stack], calls: Sequence[Call], head: Call) -> tuple[SeenNorm | None, float, _Stack, int]:
+    """The norm before the unembedding, what its output is multiplied by, the stack that it reads, and its streams."""
     for stack in stacks:
         if same(stack.calls[-1][-1].y, head.x):
-            return None, 1.0, _in_order(stack)
+            return None, 1.0, _in_order(stack), 1
     for call in reversed(calls[: head.order]):
         factors = carried(head.x, call.y) if call.y.shape == head.x.shape else None
         norm = None if factors is None else as_norm(call)
-        stack = next((stack for stack in stacks if norm and same(stack.calls[-1][-1].y, call.x)), None)
-        if factors is not None and norm is not None and stack is not None:
+        if factors is None or norm is None:
+            continue
+        read = [(stack, n) for stack in stacks if (n := _streams(call.x, stack.calls[-1][-1].y))]
+        if read:
             if float(factors.std()) > 1e-6 * float(factors.mean()):
                 raise Unreadable(f"{head.path} reads what {call.path} answers, each position scaled by another factor")
-            return norm, float(factors.mean()), _in_order(stack)
+            return norm, float(factors.mean()), _in_order(read[0][0]), read[0][1]
     raise Unreadable("between the last layer and the unembedding is more than a norm")
 
 
+def _streams(x: Tensor, y: Tensor) -> int:
+    """How many residual streams y holds of which x is, at each position, a sum with positive factors; 0 if it is none.
+
+    Hyper-connections keep several streams. Every direction that is in all of them is, up to its length, in such a sum.
+    """
+    if same(x, y):
+        return 1
+    if y.ndim != x.ndim + 1 or y.shape[:-2] + y.shape[-1:] != x.shape or not 1 < y.shape[-2] < x.shape[-1] // 2:
+        return 0
+    x, y = x.detach().double(), y.detach().double()
+    factors = torch.linalg.lstsq(y.mT, x[..., None]).solution
+    off = (y.mT @ factors)[..., 0] - x
+    return y.shape[-2] if bool((factors > 0).all()) and float(off.norm()) <= 1e-9 * float(x.norm()) else 0
+
+
 def _in_order(stack: _Stack) -> _Stack:
-    if any(len(layer) != 1 for layer in stack.calls):
-        raise Unreadable(f"the layers of {stack.path} do not run once each")
-    layers = [layer[0] for layer in stack.calls]
+    if any(len(layer) > 1 for layer in stack.calls):
+        raise Unreadable(f"layers of {stack.path} run more than once")
+    layers = [layer[0] for layer in stack.calls if layer]
     if any(not same(after.x, before.y) for before, after in zip(layers, layers[1:], strict=False)):
         raise Unreadable(f"a layer of {stack.path} reads something else than the layer before it answers")
     return stack
@@ -136,11 +154,16 @@ def _in_order(stack: _Stack) -> _Stack:
 def _layer(stack: str, layer: int, calls: Sequence[Call]) -> LayerLayout:
     path = f"{stack}.{layer}"
     inside = [call for call in calls if call.path.startswith(path + ".")]
-    out = next(call for call in calls if call.path == path)
+    out = next((call for call in calls if call.path == path), None)
+    if out is None:
+        return LayerLayout(fault="it does not run on text alone")
     try:
         seen = [*routed_neurons(inside, path), *dense_neurons(inside, path, out)]
         if not seen:
             return LayerLayout()
+        over = [norm for one in seen if (norm := one.neurons.norm) is not None]
+        if over and (len(seen) > 1 or (over[0].centre and over[0].weight is None)):
+            raise Unreadable("a norm over its neurons does more than to scale those of its one MLP")
         norms = [norm for call in inside if call.x.shape[-1] == out.y.shape[-1] and (norm := as_norm(call)) is not None]
         posts = [_posts(norms, one, out, inside) for one in seen]
         pres = [_pre(norms, one, out, inside, _written(seen, posts, out)) for one in seen]
@@ -148,9 +171,9 @@ def _layer(stack: str, layer: int, calls: Sequence[Call]) -> LayerLayout:
     except Unreadable as fault:
         return LayerLayout(fault=str(fault))
     return LayerLayout(
-        neurons=tuple(one.neurons for one in sorted(seen, key=lambda one: not one.neurons.routed)),
-        pre=None if pre is None else _norm(pre, path + ".", pre.call.path),
-        post=tuple(_norm(one, path + ".", one.call.path) for one in post),
+        neurons=tuple(dict.fromkeys(one.neurons for one in sorted(seen, key=lambda one: not one.neurons.routed))),
+        pre=None if pre is None else pre.named(path),
+        post=tuple(one.named(path) for one in post),
     )
 
 
@@ -211,19 +234,7 @@ def _pre(
     before = [norm for norm in norms if norm.call.order < one.order and carried(one.x, norm.call.y) is not None]
     if before:
         return None if is_stream(before[-1].call.y) else before[-1]
-    reads = [call.x for call in inside if call.x is one.x or same(call.x, one.x)]
+    reads = [call.x for call in inside if carried(one.x, call.x) is not None]
     if carried(one.x, out.x) is not None or any(map(is_stream, reads)):
         return None
     raise Unreadable(f"what {one.path} reads is neither the residual stream nor a norm of it")
-
-
-def _norm(seen: SeenNorm, prefix: str, path: str) -> Norm:
-    for name, parameter in seen.call.module.named_parameters(recurse=False):
-        if parameter.shape != seen.gain.shape:
-            continue
-        offset = seen.gain - parameter.detach().double()
-        if float(offset.std()) < 1e-3:
-            return Norm(f"{path}.{name}".removeprefix(prefix), float(round(float(offset.mean()), 2)), seen.centre)
-    if float(seen.gain.std()) < 1e-3:
-        return Norm(None, float(seen.gain.mean()), seen.centre)
-    raise Unreadable(f"{path} scales by something else than its weight")
