@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from tl_flash.weights.files import Files
 from tl_flash.weights.formats.safetensors import Opened, Shards
 from tl_flash.weights.found import Found, found
 from tl_flash.weights.layouts import Layout
-from tl_flash.weights.mlp import MLPWeights
-from tl_flash.weights.reading import require_readable_layers, weights_of
+from tl_flash.weights.mlp import MLPWeights, UnembeddingWeights
+from tl_flash.weights.reading import require_readable_layers, unembedding_of, weights_of
 
 _UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 """What published checkpoints call the unembedding where they do not call it as `save_pretrained` does."""
@@ -36,41 +36,22 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
         ValueError: a class that transformers lacks or whose neurons cannot be read, a config that does not fit, a
             missing or misshapen tensor, a truncated file, quantised or pickled weights.
     """
-    files = Files(checkpoint)
-    files.refuse_adapter()
-    seen = _found_of(files)
-    shards = Shards(files)
-    layout = _named_as(shards, seen)
-    shape = layout.unembedding.shape(
-        *seen.shapes[seen.layout.unembedding.tensor][:: -1 if layout.unembedding.transposed else 1]
-    )
-    d_vocab, d_model = shape[::-1] if layout.unembedding.transposed else shape
-    opened = shards.opened()
-    layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
-    opened.require({layout.unembedding.tensor: shape})
-    if layout.final is not None and layout.final.weight is not None:
-        opened.require({layout.final.weight: (d_model,)})
-
-    def require_layers(layers: Sequence[int]) -> None:
-        require_readable_layers(layout, layers)
-        opened = shards.opened()
-        for layer in layers:
-            held = seen.layout.layers[layer]
-            sizes = [neurons.size(seen.shapes, seen.layout.prefix(layer)) for neurons in held.neurons]
-            opened.require(layout.layers[layer].shapes(layout.prefix(layer), sizes, d_model))
-
-    require_layers(layout.readable[:1])
+    held = _Held.of(checkpoint)
+    held.require_layers(held.layout.readable[:1])
     return weights_of(
-        layout,
-        shards.opened,
-        W_U=layout.unembedding.rows(opened[layout.unembedding.tensor].clone()).T,
-        vocab=Vocab.of_tokenizer(files.tokenizer() if tokenizer is None else tokenizer, d_vocab),
-        name=str(checkpoint),
-        class_name=layout.class_name,
+        held.layout,
+        held.shards.opened,
+        **held.output(tokenizer),
         on_disk=True,
-        require_layers=require_layers,
-        identity=files.identity,
+        require_layers=held.require_layers,
+        identity=held.files.identity,
     )
+
+
+def read_checkpoint_unembedding(checkpoint: str | Path, *, tokenizer: Any = None) -> UnembeddingWeights:
+    """Find the unembedding of a checkpoint and the norm before it, whatever its layers are; see `read_checkpoint`."""
+    held = _Held.of(checkpoint)
+    return unembedding_of(held.layout, held.shards.opened(), **held.output(tokenizer))
 
 
 def checkpoint_layout(checkpoint: str | Path) -> Layout:
@@ -81,6 +62,54 @@ def checkpoint_layout(checkpoint: str | Path) -> Layout:
         ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
     return _found_of(Files(checkpoint)).saved
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A checkpoint whose unembedding and final norm are there."""
+
+    files: Files
+    shards: Shards
+    seen: Found
+    layout: Layout
+    """By the names that its tensors have."""
+    d_model: int
+
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> _Held:
+        """Find a checkpoint; see `read_checkpoint`."""
+        files = Files(checkpoint)
+        files.refuse_adapter()
+        seen, shards = _found_of(files), Shards(files)
+        layout = _named_as(shards, seen)
+        turn = -1 if layout.unembedding.transposed else 1
+        d_vocab, d_model = seen.shapes[seen.layout.unembedding.tensor]
+        opened = shards.opened()
+        layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
+        opened.require({layout.unembedding.tensor: (d_vocab, d_model)[::turn]})
+        if layout.final is not None and layout.final.weight is not None:
+            opened.require({layout.final.weight: (d_model,)})
+        return cls(files, shards, seen, layout, d_model)
+
+    def require_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers whose tensors are missing or of another shape than the config gives them."""
+        require_readable_layers(self.layout, layers)
+        opened, own = self.shards.opened(), self.seen.layout
+        for layer in layers:
+            sizes = [neurons.size(self.seen.shapes, own.prefix(layer)) for neurons in own.layers[layer].neurons]
+            opened.require(self.layout.layers[layer].shapes(self.layout.prefix(layer), sizes, self.d_model))
+
+    def output(self, tokenizer: Any) -> dict[str, Any]:
+        """The unembedding and what its tokens are called, by the names of `UnembeddingWeights`."""
+        place = self.layout.unembedding
+        W_U = place.rows(self.shards.opened()[place.tensor].clone()).T
+        named = self.files.tokenizer() if tokenizer is None else tokenizer
+        return {
+            "W_U": W_U,
+            "vocab": Vocab.of_tokenizer(named, W_U.shape[1]),
+            "name": str(self.files.checkpoint),
+            "class_name": self.layout.class_name,
+        }
 
 
 def _found_of(files: Files) -> Found:
@@ -96,12 +125,13 @@ def _found_of(files: Files) -> Found:
         raise ValueError(
             f"{files.checkpoint}: quantised, so its tensors are no weights; expected the unquantised model"
         )
-    name = next(iter(config.get("architectures") or []), None)
+    given = config.get("architectures")
+    name = given[0] if isinstance(given, list) and given else None
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None or not hasattr(model_class, "config_class"):
         raise ValueError(
-            f"config.json: expected architectures to name a class of transformers {transformers.__version__}, got "
-            f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"
+            f"config.json: expected architectures to list a class of transformers {transformers.__version__}, got "
+            f"{given!r}; load the model with the code that it came with, and decode the model instead of its folder"
         )
     try:
         parsed = model_class.config_class.from_pretrained(files.need("config.json", "expected it").parent)
