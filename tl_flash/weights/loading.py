@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub
+from tl_flash.devices import device_of, dtype_of
+from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub, read_json, require_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ def load_model(
     *,
     surface: str | None = "bridge",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Any:
     """Load a model through TransformerLens.
 
@@ -28,15 +29,16 @@ def load_model(
         surface: "bridge" (TransformerBridge, since TransformerLens 3) or "hooked" (HookedTransformer, up to 3.9), or
             None for the bridge where the installed TransformerLens has it, else the other.
         device: where to; the CPU by default.
-        dtype: of the weights; float32 by default.
+        dtype: of the weights, also by its name, such as "bfloat16"; float32 by default.
 
     Returns:
         A TransformerBridge or a HookedTransformer.
 
     Raises:
-        TypeError: neither text nor a path.
+        TypeError: neither text nor a path, or a device or dtype that is none.
         FileNotFoundError: `source` is a folder without config.json, or neither a folder nor a name the hub could have.
-        ValueError: an unknown surface, a file, or a folder that HookedTransformer cannot take.
+        ValueError: an unknown surface, device or dtype, a file, a folder whose config or tokenizer is broken, or
+            one that HookedTransformer cannot take.
         ImportError: a surface that the installed TransformerLens does not have.
 
     Example:
@@ -44,16 +46,20 @@ def load_model(
         >>> load_model(demo.path("base"), surface=None).cfg.n_layers
         4
     """
-    import torch
-
     if surface is None:
         surface = "bridge" if find_spec("transformer_lens.model_bridge") else "hooked"
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
     local, path, name = not is_on_hub(source), Path(source), str(source)
-    if local and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
-    options = {"device": str(device or "cpu"), "dtype": dtype or torch.float32}
+    options = {
+        "device": str(device_of(device) or "cpu"),
+        "dtype": dtype_of("float32" if dtype is None else dtype),
+    }
+    if local:
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
+        read_json(path / "config.json")
+        require_tokenizer(path)
     if surface == "bridge":
         return _bridge_class().boot_transformers(name, **options)
     return _hooked_folder(path, options) if local else _hooked_transformer().from_pretrained(name, **options)
