@@ -11,7 +11,7 @@ from tl_flash.devices import device_of, dtype_of
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
+    folder = tmp_path_factory.mktemp("devices")
     families.hf_model("llama").save_pretrained(folder)
     families.tokenizer().save_pretrained(folder)
     return folder
