@@ -203,6 +203,7 @@ class Job:
                 repaired=sum(part.repaired for part in ordered),
                 versions=versions(),
                 final_norm=weights.final_norm,
+                stored=weights.stored,
             ),
         )
 

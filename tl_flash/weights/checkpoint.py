@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
+from tl_flash.weights.formats.gguf import GGUFTensors, opened_gguf
 from tl_flash.weights.formats.safetensors import Opened, Shards
 from tl_flash.weights.found import Found, found
-from tl_flash.weights.layouts import Layout
+from tl_flash.weights.gguf_files import gguf_files
+from tl_flash.weights.layouts import Layout, Size
+from tl_flash.weights.llama_cpp import EMBEDDING, config_of, gguf_layout, gguf_tokenizer
 from tl_flash.weights.mlp import MLPWeights, UnembeddingWeights
 from tl_flash.weights.reading import require_readable_layers, unembedding_of, weights_of
 
@@ -27,8 +30,8 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
 
     Args:
         checkpoint: a Hugging Face folder of config.json and safetensors, in one file or in shards, float32, float16 or
-            bfloat16; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of which the shards that are needed are
-            fetched into huggingface_hub's cache.
+            bfloat16; a .gguf file, or a folder with one; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of
+            which the files that are needed are fetched into huggingface_hub's cache, or "owner/name/file.gguf".
         tokenizer: names the tokens; by default the checkpoint's own, if it has one.
 
     Raises:
@@ -36,22 +39,23 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
         ValueError: a class that transformers lacks or whose neurons cannot be read, a config that does not fit, a
             missing or misshapen tensor, a truncated file, quantised or pickled weights.
     """
-    held = _Held.of(checkpoint)
+    held = held_by(checkpoint)
     held.require_layers(held.layout.readable[:1])
     return weights_of(
         held.layout,
-        held.shards.opened,
+        held.opened,
         **held.output(tokenizer),
         on_disk=True,
         require_layers=held.require_layers,
-        identity=held.files.identity,
+        identity=held.identity,
+        stored=held.stored(),
     )
 
 
 def read_checkpoint_unembedding(checkpoint: str | Path, *, tokenizer: Any = None) -> UnembeddingWeights:
     """Find the unembedding of a checkpoint and the norm before it, whatever its layers are; see `read_checkpoint`."""
-    held = _Held.of(checkpoint)
-    return unembedding_of(held.layout, held.shards.opened(), **held.output(tokenizer))
+    held = held_by(checkpoint)
+    return unembedding_of(held.layout, held.opened(), **held.output(tokenizer))
 
 
 def checkpoint_layout(checkpoint: str | Path) -> Layout:
@@ -61,55 +65,117 @@ def checkpoint_layout(checkpoint: str | Path) -> Layout:
         FileNotFoundError: no such folder or model.
         ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
-    return _found_of(Files(checkpoint)).saved
+    files = gguf_files(checkpoint)
+    if files is None:
+        return _found_of(Files(checkpoint)).saved
+    seen, tensors, arch = _found_of_gguf(str(checkpoint), files)
+    return gguf_layout(seen, tensors, arch)
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A checkpoint whose unembedding and final norm are there."""
 
-    files: Files
-    shards: Shards
-    seen: Found
+    name: str
     layout: Layout
     """By the names that its tensors have."""
     d_model: int
-
-    @classmethod
-    def of(cls, checkpoint: str | Path) -> _Held:
-        """Find a checkpoint; see `read_checkpoint`."""
-        files = Files(checkpoint)
-        files.refuse_adapter()
-        seen, shards = _found_of(files), Shards(files)
-        layout = _named_as(shards, seen)
-        turn = -1 if layout.unembedding.transposed else 1
-        d_vocab, d_model = seen.shapes[seen.layout.unembedding.tensor]
-        opened = shards.opened()
-        layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
-        opened.require({layout.unembedding.tensor: (d_vocab, d_model)[::turn]})
-        if layout.final is not None and layout.final.weight is not None:
-            opened.require({layout.final.weight: (d_model,)})
-        return cls(files, shards, seen, layout, d_model)
+    sizes: Callable[[int], list[Size]]
+    """Of the neurons of a layer."""
+    opened: Callable[[], Opened | GGUFTensors]
+    tokenizer: Callable[[], Any]
+    identity: Callable[[], dict[str, Any]]
+    stored: Callable[[], str | None] = lambda: None
+    """How its matrices are quantised."""
 
     def require_layers(self, layers: Sequence[int]) -> None:
-        """Refuse layers whose tensors are missing or of another shape than the config gives them."""
+        """Refuse layers whose tensors are missing or of another shape than config or header give them."""
         require_readable_layers(self.layout, layers)
-        opened, own = self.shards.opened(), self.seen.layout
+        opened = self.opened()
         for layer in layers:
-            sizes = [neurons.size(self.seen.shapes, own.prefix(layer)) for neurons in own.layers[layer].neurons]
-            opened.require(self.layout.layers[layer].shapes(self.layout.prefix(layer), sizes, self.d_model))
+            shapes = self.layout.layers[layer].shapes(self.layout.prefix(layer), self.sizes(layer), self.d_model)
+            opened.require(shapes)
 
     def output(self, tokenizer: Any) -> dict[str, Any]:
         """The unembedding and what its tokens are called, by the names of `UnembeddingWeights`."""
         place = self.layout.unembedding
-        W_U = place.rows(self.shards.opened()[place.tensor].clone()).T
-        named = self.files.tokenizer() if tokenizer is None else tokenizer
+        W_U = place.rows(self.opened()[place.tensor].clone()).T
         return {
             "W_U": W_U,
-            "vocab": Vocab.of_tokenizer(named, W_U.shape[1]),
-            "name": str(self.files.checkpoint),
+            "vocab": Vocab.of_tokenizer(self.tokenizer() if tokenizer is None else tokenizer, W_U.shape[1]),
+            "name": self.name,
             "class_name": self.layout.class_name,
         }
+
+
+def held_by(checkpoint: str | Path) -> Held:
+    """A checkpoint in whatever format; see `read_checkpoint`."""
+    files = gguf_files(checkpoint)
+    return _in_safetensors(Files(checkpoint)) if files is None else _in_gguf(str(checkpoint), files)
+
+
+def _in_safetensors(files: Files) -> Held:
+    files.refuse_adapter()
+    seen, shards = _found_of(files), Shards(files)
+    layout = _named_as(shards, seen)
+    turn = -1 if layout.unembedding.transposed else 1
+    d_vocab, d_model = seen.shapes[seen.layout.unembedding.tensor]
+    opened = shards.opened()
+    layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
+    opened.require({layout.unembedding.tensor: (d_vocab, d_model)[::turn]} | _final(layout, d_model))
+
+    def sizes(layer: int) -> list[Size]:
+        prefix = seen.layout.prefix(layer)
+        return [neurons.size(seen.shapes, prefix) for neurons in seen.layout.layers[layer].neurons]
+
+    return Held(str(files.checkpoint), layout, d_model, sizes, shards.opened, files.tokenizer, files.identity)
+
+
+def _in_gguf(name: str, paths: Sequence[Path]) -> Held:
+    seen, tensors, arch = _found_of_gguf(name, paths)
+    layout = gguf_layout(seen, tensors, arch)
+    d_vocab, d_model = tensors.info(EMBEDDING).shape
+    tensors.require({layout.unembedding.tensor: (d_vocab, d_model)} | _final(layout, d_model))
+    stats = {path.name: path.stat() for path in paths}
+
+    def sizes(layer: int) -> list[Size]:
+        prefix, places = layout.prefix(layer), layout.layers[layer].neurons
+        shapes = {prefix + one.down.tensor: tensors.info(prefix + one.down.tensor).shape for one in places}
+        return [one.size(shapes, prefix) for one in places]
+
+    return Held(
+        name,
+        layout,
+        d_model,
+        sizes,
+        opened=lambda: tensors,
+        tokenizer=lambda: gguf_tokenizer(paths[0]),
+        identity=lambda: {part: [stat.st_size, stat.st_mtime_ns] for part, stat in stats.items()},
+        stored=lambda: tensors.quantisation([layout.unembedding.tensor, *matrices(layout)]),
+    )
+
+
+def matrices(layout: Layout) -> list[str]:
+    """The names of the tensors that hold a model's neurons."""
+    return [
+        layout.prefix(at) + place.tensor
+        for at, layer in enumerate(layout.layers)
+        for neurons in layer.neurons
+        for place in neurons.places.values()
+    ]
+
+
+def _final(layout: Layout, d_model: int) -> dict[str, tuple[int, ...]]:
+    """The final norm's tensor and its shape, where it has one."""
+    named = layout.final is not None and layout.final.weight is not None
+    return {layout.final.weight: (d_model,)} if named else {}  # pyright: ignore[reportOptionalMemberAccess, reportReturnType]
+
+
+def _found_of_gguf(name: str, paths: Sequence[Path]) -> tuple[Found, GGUFTensors, str]:
+    """What is known of the class of a model in GGUF, its tensors, and what llama.cpp calls the class."""
+    header, tensors = opened_gguf(name, paths)
+    model_class, config = config_of(header, tensors, tensors.info(EMBEDDING).shape[0])
+    return found(model_class, config), tensors, header.fields["general.architecture"]
 
 
 def _found_of(files: Files) -> Found:

@@ -31,7 +31,9 @@ def is_on_hub(checkpoint: str | Path) -> bool:
     if os.path.isdir(checkpoint):  # of a name that no file could have, it says no
         return False
     if os.path.isfile(checkpoint):
-        raise ValueError(f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}")
+        raise ValueError(
+            f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}, or a .gguf file"
+        )
     if not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
         raise FileNotFoundError(f"{str(checkpoint)!r}: no such folder")
     try:

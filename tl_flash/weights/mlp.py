@@ -98,6 +98,8 @@ class MLPWeights(UnembeddingWeights):
     """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
     identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
+    stored: str | None = None
+    """The checkpoint's format and quantisation, where its numbers are packed."""
 
     @property
     def d_vocab(self) -> int:
