@@ -204,6 +204,11 @@ def hf_model(name: str) -> PreTrainedModel:
 # Surfaces
 
 
+def loaded_surfaces() -> list[str]:
+    """Those that `load_model` makes with the installed TransformerLens."""
+    return ["bridge"] * HAS_BRIDGE + ["hooked"] * HAS_HOOKED_TRANSFORMER
+
+
 def surfaces() -> list[str]:
     """The surfaces that the installed TransformerLens offers, to every family.
 

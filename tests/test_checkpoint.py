@@ -4,12 +4,13 @@ import copy
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,7 @@ from tests import families
 from tests.families import D_MLP, D_VOCAB, FAMILIES, N_LAYERS, N_TOKENS, sides
 from tl_flash import ExpertNeuron, NeuronMap, compare, decode_directions, flash_decode, load_model
 from tl_flash.decode import job
-from tl_flash.weights import combined, digest, layout, read
+from tl_flash.weights import combined, digest, layout, read, read_unembedding
 from tl_flash.weights.files import Files
 from tl_flash.weights.formats.safetensors import INDEX, SINGLE, Shards
 
@@ -66,6 +67,27 @@ def assert_same_map(given, expected):
 
 
 # The same as in memory
+
+
+def mamba(folder, **changes):
+    """A model without MLPs, in a folder."""
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(vocab_size=97, hidden_size=40, num_hidden_layers=2, state_size=4, **changes)
+    model = transformers.MambaForCausalLM(config).eval()
+    torch.nn.init.uniform_(model.backbone.norm_f.weight, 0.5, 1.5)
+    return model, saved(model, folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_unembedding_is_read_of_a_checkpoint_without_mlps(tmp_path, tied):
+    model, folder = mamba(tmp_path, tie_word_embeddings=tied)
+    given, expected = read_unembedding(folder), read_unembedding(model)
+    assert torch.equal(given.W_U, expected.W_U) and torch.equal(given.final_gain, expected.final_gain)
+    assert (given.centre, given.final_norm, given.d_model) == (False, True, 40)
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
+    maps = [decode_directions(x, source, k=K) for source in (folder, model)]
+    assert torch.equal(maps[0].positive.ids, maps[1].positive.ids)
+    assert torch.equal(maps[0].positive.logits, maps[1].positive.logits)
 
 
 @pytest.mark.parametrize("name, side", [(name, side) for name in FAMILIES for side in sides(name)])
@@ -230,6 +252,15 @@ def test_a_hub_out_of_reach_is_told(monkeypatch):
         flash_decode("tiny/llama")
 
 
+def test_a_model_that_the_hub_does_not_have_is_told(monkeypatch):
+    def missing(*_, **__):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
+    with pytest.raises(FileNotFoundError, match="tiny/llama: no such folder, and the hub has no such model"):
+        flash_decode("tiny/llama")
+
+
 # Refusals
 
 
@@ -242,6 +273,9 @@ def test_no_such_folder_is_refused(tmp_path):
     refused(tmp_path / "none", "no such folder", FileNotFoundError)
     refused("./none", "no such folder", FileNotFoundError)
     refused("", "'': no such folder", FileNotFoundError)
+    refused("a--b", "no name that the hub could have", FileNotFoundError)
+    refused("x" * 300, "no name that the hub could have", FileNotFoundError)
+    refused(tmp_path / ("x" * 300), "no such folder", FileNotFoundError)
     refused(tmp_path, "no config.json", FileNotFoundError)
 
 
@@ -272,13 +306,13 @@ def test_a_truncated_shard_is_refused(llama, keep):
 
 
 def test_a_class_that_transformers_lacks_is_refused(llama):
-    refused(configure(llama, architectures=["NoSuchModel"]), "a class of transformers .*, got 'NoSuchModel'; load")
+    refused(configure(llama, architectures=["NoSuchModel"]), r"a class of transformers .*, got \['NoSuchModel'\]; load")
     refused(configure(llama, architectures=...), "got None; load the model with the code that it came with")
+    refused(configure(llama, architectures="LlamaForCausalLM"), "expected architectures to list .*, got 'LlamaForC")
 
 
 def test_a_model_without_mlps_is_refused(tmp_path):
-    config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
-    folder = saved(transformers.MambaForCausalLM(config), tmp_path)
+    _, folder = mamba(tmp_path)
     refused(folder, "MambaForCausalLM: no layer's neurons can be read: no MLP")
 
 
@@ -301,6 +335,27 @@ def test_a_config_that_does_not_fit_is_refused(llama, changes, message):
 def test_a_broken_config_is_refused(llama):
     (llama / "config.json").write_text('{"vocab_size": 9')
     refused(llama, "config.json: truncated, or no JSON")
+    for text in (b"[]", b"null", b"3"):
+        (llama / "config.json").write_bytes(text)
+        refused(llama, "config.json: expected a JSON object, got ")
+        with pytest.raises(ValueError, match="config.json: expected a JSON object"):
+            load_model(llama)
+    (llama / "config.json").write_bytes(b'{"a": "\xff"}')
+    refused(llama, "config.json: truncated, or no JSON .*utf-8")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": None}, {"weight_map": {"lm_head.weight": 3}}])
+def test_a_broken_index_is_refused(llama, index):
+    (llama / INDEX).write_text(json.dumps(index))
+    refused(llama, f"{INDEX} has no weight_map of tensors to files")
+
+
+@pytest.mark.parametrize("text", ["garbage", "[]", "{}", '{"model": {"type": "BPE"}}', '{"model": 3}'])
+def test_a_broken_tokenizer_is_refused(llama, text):
+    (llama / "tokenizer.json").write_text(text)
+    refused(llama, "tokenizer.json: (truncated, or no JSON|expected a JSON object|holds no vocabulary)")
+    with pytest.raises(ValueError, match="tokenizer.json: "):
+        load_model(llama)
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])

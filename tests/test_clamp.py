@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash.clamps import clamp, clamp_hooks
+from tl_flash.clamps import clamp, clamp_hooks, clamp_rows
 from tl_flash.names import Neuron
 
 SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
@@ -572,3 +572,27 @@ def test_a_prompt_in_chunks_is_clamped_at_its_indices(model, tokens):
     with clamp(model, NEURONS, positions=[1, 4]):
         read = read_prefix(model, tokens[:, :3])
         torch.testing.assert_close(read(tokens[:, 3:]), expected[:, 3:], atol=1e-5, rtol=0)
+
+
+def test_a_row_of_a_batch_is_clamped_by_its_neurons_name(model):
+    tokens = torch.tensor([[3, 4, 5], [3, 4, 5]])
+    logits = []
+    for neurons in (["L1N3", (0, 7)], [Neuron(1, 3), Neuron(0, 7)]):
+        with torch.no_grad(), clamp_rows(model, neurons, [4.0, -4.0]):
+            logits.append(model(tokens))
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "values", "error", "message"),
+    [
+        ("L1N3", [1.0], TypeError, "neurons: expected a list, one for each row, got 'L1N3'"),
+        (3, [1.0], TypeError, "neurons: expected a list"),
+        (["L1N3"], [1.0, 2.0], ValueError, "values: expected one for each of the 1 neurons, got 2"),
+        (["x"], [1.0], ValueError, 'expected a name such as "L3N17"'),
+        (["L1N3"], ["much"], TypeError, "value of L1N3: expected a number or a tensor, got str"),
+    ],
+)
+def test_rows_that_are_no_rows_are_refused(model, neurons, values, error, message):
+    with pytest.raises(error, match=message), clamp_rows(model, neurons, values):
+        pass

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ N_NEW = 6
 def test_continuations_are_what_is_completed_one_by_one(bridge):
     prompts = Prompts.of(bridge, PROMPTS)
     for values in ({"L1N3": 0.5}, {"L0N7": -4.0, "L1N1": 3.0}):
-        written = continuations(bridge, prompts, N_NEW, held=clamp(bridge, values))
+        written = continuations(bridge, prompts, N_NEW, held=partial(clamp, bridge, values))
         with clamp(bridge, values):
             expected = [complete_text(bridge, prompt, N_NEW) for prompt in PROMPTS]
         assert [bridge.tokenizer.decode(row, skip_special_tokens=True) for row in written] == expected

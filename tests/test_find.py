@@ -395,3 +395,15 @@ def test_a_map_says_where_a_full_search_would_find_more(bridge):
     neurons = flash_decode(bridge, k=1)
     assert "find_neurons scores all 104 neurons" in str(neurons.find(" dog", n=100))
     assert "find_neurons" not in flash_decode(bridge, k=50).find(" dog", n=3).title
+
+
+def test_the_best_of_each_concept_are_its_hits(bridge):
+    table = concepts(bridge, {"dog": " dog", "cat": " cat"})
+    for by in ("z", "p", "coherence"):
+        best = table.best(2, by=by)
+        for name in table.names:
+            for side in best["side"].unique():
+                rows = best[(best["concept"] == name) & (best["side"] == side)].drop(columns="concept")
+                assert rows.to_dict("records") == table.hits(name, 2, side=side, by=by).to_frame().to_dict("records")
+    with pytest.raises(ValueError, match="by: expected one of"):
+        table.best(by="prob")

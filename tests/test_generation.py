@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash import clamp, mention_rate
+from tl_flash import clamp, dose_window, mention_rate
 from tl_flash.clamps import complete_text, reads_its_cache
 
 PROMPT, N_NEW = "the dog saw a cat", 8
@@ -73,3 +73,14 @@ def test_positions_refuse_a_cache_that_is_not_read(monkeypatch):
         model.generate(PROMPT, **options)
     with clamp(model, {"L1N3": 4.0}, positions="generated"):
         model.generate(PROMPT, use_past_kv_cache=False, **options)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "generated", "last", 0, [0, 1]], ids=str)
+def test_prompts_of_one_token_may_follow_longer_ones(bridge, positions):
+    prompts = [torch.tensor([3, 4, 5, 6]), torch.tensor([7])]
+    options = dict(max_new_tokens=4, positions=positions)
+    together = mention_rate(bridge, prompts, "dog", {"L1N3": 9.0}, **options)
+    alone = [mention_rate(bridge, [prompt], "dog", {"L1N3": 9.0}, **options) for prompt in prompts]
+    assert together.completions_after == tuple(rate.completions_after[0] for rate in alone)
+    window = dose_window(bridge, {"L1N3": 9.0}, prompts, "dog", doses=[1.0], **options)
+    assert window.completions[1] == together.completions_after

@@ -60,3 +60,11 @@ def test_too_few_prompts_are_refused(bridge):
     for n in (1, 13):
         with pytest.raises(ValueError, match="exact_prompts: expected 2 to 12"):
             jacobian_lens(bridge, TOKENS, method="mixed", exact_prompts=n)
+
+
+def test_options_that_would_not_be_used_are_refused(bridge):
+    for method in ("mean_field", "exact"):
+        with pytest.raises(ValueError, match='exact_prompts: it is for method="mixed"'):
+            jacobian_lens(bridge, TOKENS, method=method, exact_prompts=8)
+    with pytest.raises(ValueError, match="chat: it is for prompts of your own"):
+        jacobian_lens(bridge, chat=True)

@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 from tests import families
 from tests.families import D_MLP, D_MODEL, D_VOCAB, DENSE, FAMILIES, N_LAYERS, N_TOKENS, build, sides
 from tl_flash import flash_decode
+from tl_flash.weights import fingerprint
 from tl_flash.weights import read as read_weights
 
 SURFACES = families.surfaces()
@@ -381,3 +382,21 @@ def test_a_gain_that_is_not_finite_is_refused(name, surface, norm, message):
         gain = (model.ln_final if norm == "ln_final" else model.blocks[1].ln2).w
     with poisoned(gain, float("nan")), pytest.raises(ValueError, match=message):
         flash_decode(model, progress=False)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_slices_of_neurons_are_alike_of_dense_mlps_and_experts(name):
+    weights = read_weights(families.hf_model(name))
+    whole = weights.directions(0, "in")
+    for part in (slice(3, 9), slice(-5, None), slice(0, 0), slice(9, 3), slice(len(whole) + 3, None), slice(0, 10**9)):
+        assert torch.equal(weights.directions(0, "in", neurons=part), whole[part])
+    with pytest.raises(ValueError, match="a slice without a step"):
+        weights.directions(0, "in", neurons=slice(0, 9, 2))
+    with pytest.raises(TypeError, match=r"neurons: expected a slice, got 3; .* slice\(i, i \+ 1\)"):
+        weights.directions(0, "in", neurons=3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 3, 4)])
+def test_what_is_no_matrix_has_no_fingerprint(shape):
+    with pytest.raises(ValueError, match="fingerprint: expected a matrix"):
+        fingerprint(torch.zeros(shape))

@@ -48,3 +48,16 @@ def test_broken_names_of_experts_are_refused(name):
 def test_where_a_dense_neuron_is_needed_an_experts_is_refused(neuron):
     with pytest.raises(ValueError, match="L3E5N17: is one of a mixture of experts"):
         Neuron.of(neuron)
+
+
+@pytest.mark.parametrize("name", [5, None, b"L3N17"])
+def test_what_is_no_string_is_no_name(name):
+    with pytest.raises(TypeError, match="expected a name such as"):
+        Neuron.parse(name)
+
+
+@pytest.mark.parametrize("name", ["L1N" + "9" * 5000, "L1234567890N3", "L\u0663N1"])
+def test_names_of_numbers_that_no_model_has(name):
+    with pytest.raises(ValueError, match='expected a name such as "L3N17"') as refusal:
+        Neuron.parse(name)
+    assert len(str(refusal.value)) < 200

@@ -325,3 +325,25 @@ def test_concepts_by_layer(bridge):
                 best = [hit for hit in table.hits(name, 1000, side=side) if hit.neuron.layer == rows.layer][0]
                 assert neuron == str(best.neuron) and signed == pytest.approx(best.z, abs=0.006)
                 assert trace.z[at, layer] == z[at, rows.start : rows.start + rows.size].abs().max()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plots.specialisation,
+        plots.agreement,
+        plots.changed,
+        plots.concepts,
+        plots.dose_curve,
+        plots.lens_effects,
+        plots.validation,
+        lambda given: plots.token_by_layer(given, 3),
+        lambda given: plots.neuron(given, "L1N3"),
+        lambda given: plots.neuron_atlas(torch.zeros(3, 4), given),
+        lambda given: plots.neuron_atlas(given, given),
+    ],
+)
+def test_figures_of_something_else_are_refused(draw):
+    for given in (None, "gpt2", [1.0]):
+        with pytest.raises(TypeError, match="expected a .*, got "):
+            draw(given)

@@ -8,7 +8,9 @@ from scipy.stats import t as student
 from tl_flash import activation_stats, clamp, decode_directions, flash_decode, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.evidence import COLUMNS, chance_of
+from tl_flash.evidence.labels import own_labels
 from tl_flash.evidence.validation import DOSE
+from tl_flash.weights import read
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
 
@@ -126,8 +128,12 @@ def test_wrong_arguments_are_refused(model, hits):
         validate(model, hits[:0])
     with pytest.raises(ValueError, match="controls: expected 2"):
         validate(model, hits, controls=1)
-    with pytest.raises(ValueError, match='a number or "auto"'):
-        validate(model, hits, value="much")
+    for value in ("much", float("nan"), float("inf")):
+        with pytest.raises(ValueError, match='value: expected a number or "auto"'):
+            validate(model, hits, value=value)
+    for value in (None, [2.0], True, torch.tensor([1.0, 2.0])):
+        with pytest.raises(TypeError, match='value: expected a number or "auto"'):
+            validate(model, hits, value=value)
     directions = decode_directions(torch.randn(40, model.cfg.d_model), model).specialised(2, quantile=0.5)
     with pytest.raises(ValueError, match='side "in", "gate" or "out"'):
         validate(model, directions)
@@ -194,6 +200,17 @@ def test_the_dose_of_ones_own_label_has_the_sign_that_writes_it(model):
     assert row["write_z"] == pytest.approx(-float(neurons.negative.z[1, 3, 0]), rel=1e-4)
     middling = validate(model, {(1, 3): " dog"}, prompts=PROMPTS, controls=3).records[0]
     assert middling["token"] == " dog" and middling["neuron"] == "L1N3"
+
+
+def test_the_rank_of_ones_own_label_is_its_own(model):
+    map = flash_decode(model, side="out", k=72)
+    id = int(map.positive.ids[1, 3, 30])
+    [hit] = hits = own_labels(model, read(model), {"L1N3": id})
+    pole = map.pole(hit.pole)
+    assert hit.rank == pole.ids[1, 3].tolist().index(id) >= hits.ids.shape[1]
+    assert hits.token_id(hit) == id and hits.pole_ids(hit).tolist() == pole.ids[1, 3, :10].tolist()
+    [other] = own_labels(model, read(model), {"L1N3": int(map.negative.ids[1, 3, 2])})
+    assert (other.pole, other.rank) == ("negative", 2)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_flash import kernel
+from tl_flash.devices import device_of
 from tl_flash.kernel import multiplies_bf16_faster, parts, plain_arithmetic
 from tl_flash.progress import track
 
@@ -53,7 +54,7 @@ def bench(
         bf16 is left out where the device multiplies it no faster.
 
     Raises:
-        ValueError: a size below 1, or an unknown dtype.
+        ValueError: a size below 1, or an unknown dtype or device.
 
     Example:
         >>> from tl_flash.bench import bench
@@ -67,7 +68,7 @@ def bench(
             raise ValueError(f"{name}: expected 1 or more, got {size!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    place = torch.device(device or "cpu")
+    place = device_of(device) or torch.device("cpu")
     x, W_U = draw(n, d_model, d_vocab, DTYPES[dtype], place)
     unembedding, wide = kernel.prepare(W_U), W_U.float()
     runs: dict[str, Callable[[], object]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, TypeVar
 
-_NAME = re.compile(r"L(\d+)(?:E(\d+))?N(\d+)")
+_NAME = re.compile(r"L([0-9]{1,9})(?:E([0-9]{1,9}))?N([0-9]{1,9})")
 
 
 class Neuron(NamedTuple):
@@ -32,6 +32,7 @@ class Neuron(NamedTuple):
         """Read ``"L3N17"``.
 
         Raises:
+            TypeError: no string.
             ValueError: the name is not of that form, or that of an expert's neuron.
         """
         return _dense(parse(name))
@@ -78,16 +79,20 @@ def parse(name: str) -> AnyNeuron:
     """Read ``"L3N17"`` or ``"L3E5N17"``.
 
     Raises:
+        TypeError: no string.
         ValueError: the name is of neither form.
 
     Example:
         >>> parse("L3E5N17")
         ExpertNeuron(layer=3, expert=5, index=17)
     """
+    if not isinstance(name, str):
+        raise TypeError(f'neuron {name!r}: expected a name such as "L3N17", got {type(name).__name__}')
     match = _NAME.fullmatch(name.strip())
     if match is None:
+        shown = name if len(name) <= 40 else f"{name[:40]}..."
         raise ValueError(
-            f'neuron {name!r}: expected a name such as "L3N17" (layer 3, neuron 17), or "L3E5N17" (of expert 5)'
+            f'neuron {shown!r}: expected a name such as "L3N17" (layer 3, neuron 17), or "L3E5N17" (of expert 5)'
         )
     layer, expert, index = match.groups()
     return Neuron(int(layer), int(index)) if expert is None else ExpertNeuron(int(layer), int(expert), int(index))

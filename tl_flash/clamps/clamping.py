@@ -12,7 +12,7 @@ from tl_flash.clamps.layer_hooks import LayerClamp, RowClamp, SiteHook
 from tl_flash.clamps.positions import Positioned, Positions, parse_positions
 from tl_flash.clamps.sites import At, Hook, attached, expert_site, neuron_site
 from tl_flash.clamps.values import Mode, all_named_values, checked_value, require_mode
-from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron, NeuronKey
+from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron, NeuronKey, NeuronLike
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def clamp(
 @contextmanager
 def clamp_rows(
     model: Any,
-    neurons: Sequence[Neuron],
+    neurons: Sequence[NeuronLike],
     values: Sequence[float],
     *,
     mode: Mode = "set",
@@ -87,7 +87,7 @@ def clamp_rows(
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
-        neurons: one for each row of every pass in the context.
+        neurons: one for each row of every pass in the context, as `clamp` takes them.
         values: as many.
         mode: as in `clamp`.
         positions: as in `clamp`.
@@ -97,7 +97,7 @@ def clamp_rows(
 
     Raises:
         TypeError: as in `clamp`.
-        ValueError: as in `clamp`, or a pass of another number of rows.
+        ValueError: as in `clamp`, another number of values than of neurons, or a pass of another number of rows.
         RuntimeError: as in `clamp`.
 
     Example:
@@ -107,17 +107,21 @@ def clamp_rows(
         ...     logits = model(model.to_tokens(["One day,", "One day,"]))
     """
     require_mode(mode)
+    if isinstance(neurons, str) or not isinstance(neurons, Sequence):
+        raise TypeError(f"neurons: expected a list, one for each row, got {neurons!r}")
     if not neurons:
         raise ValueError("neurons: expected one for each row, got none, which would clamp nothing")
-    for neuron, value in zip(neurons, values, strict=True):
+    if len(values) != len(neurons):
+        raise ValueError(f"values: expected one for each of the {len(neurons)} neurons, got {len(values)}")
+    own = [Neuron.of(neuron) for neuron in neurons]
+    for neuron, value in zip(own, values, strict=True):
         checked_value(neuron, value)
     layers: dict[int, list[int]] = {}
-    for row, neuron in enumerate(neurons):
+    for row, neuron in enumerate(own):
         layers.setdefault(neuron.layer, []).append(row)
     sequence = _sequence(positions, min(layers), model)
     clamps = [
-        RowClamp(neuron_site(model, layer, "post"), rows, neurons, values, mode, sequence)
-        for layer, rows in layers.items()
+        RowClamp(neuron_site(model, layer, "post"), rows, own, values, mode, sequence) for layer, rows in layers.items()
     ]
     with _held(model, clamps, _entries(clamps, sequence)):
         yield model

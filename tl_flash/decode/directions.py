@@ -23,6 +23,7 @@ from tl_flash.decode.assembly import (
     with_lengths,
     z_of,
 )
+from tl_flash.devices import device_of
 from tl_flash.kernel import Readout
 from tl_flash.lens import JacobianLens, lens_of
 from tl_flash.maps import NeuronMap, Null, Source, while_unchanged
@@ -86,6 +87,7 @@ def decode_directions(
         >>> decode_directions(dictionary, model, k=3).positive.ids.shape
         torch.Size([1, 100, 3])
     """
+    device_of(device)
     rows = _floats(directions, "directions")
     if isinstance(model_or_W_U, Tensor | np.ndarray):
         weights, fold_ln = None, False

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
+from tl_flash.devices import device_of
+
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # the fastest process waits for the slowest; torchrun ends them all when one dies
 
@@ -61,9 +63,9 @@ def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
             its own, if there are any.
 
     Raises:
-        ValueError: more processes on this machine than CUDA devices.
+        ValueError: an unknown device, or more processes on this machine than CUDA devices.
     """
-    chosen = None if device is None else torch.device(device)
+    chosen = device_of(device)
     if not dist.is_torchelastic_launched():
         yield Ranks(0, 1, chosen)
         return

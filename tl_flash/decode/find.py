@@ -11,6 +11,7 @@ import torch
 from tl_flash import kernel
 from tl_flash.decode.scan import scan
 from tl_flash.decode.wording import TokenSet, given_tokens, phrases_of, spells_same, tokens_of
+from tl_flash.devices import device_of
 from tl_flash.kernel import Unembedding
 from tl_flash.lens import JacobianLens, lens_of
 from tl_flash.maps import ConceptHits, ConceptTable, require_count
@@ -183,6 +184,7 @@ def _search(
         raise ValueError(f"related: expected a whole number of tokens, 0 or more, got {related!r}")
     for name in asked:
         phrases_of(name)
+    device_of(device)
     weights = read(model, tokenizer=tokenizer)
     chosen, numbers = _sides(sides, weights.sides, lens), chosen_layers(layers, weights.n_layers)
     if lens is not None:

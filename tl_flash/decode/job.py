@@ -28,6 +28,7 @@ from tl_flash.decode.assembly import (
 from tl_flash.decode.feed import Feed
 from tl_flash.decode.options import Options
 from tl_flash.decode.units import BLOCK, Part, Ready, Unit
+from tl_flash.devices import device_of
 from tl_flash.kernel import Readout, Unembedding, parts
 from tl_flash.lens import JacobianLens
 from tl_flash.maps import NeuronMap, Null, Source
@@ -53,6 +54,7 @@ class Job:
     @classmethod
     def of(cls, model: Any, options: Options, *, tokenizer: Any = None) -> Job:
         """The work of `flash_decode`, not begun; refuses what it refuses, but for weights that are not finite."""
+        device_of(options.device)
         weights = read(model, tokenizer=tokenizer)
         layers = tuple(chosen_layers(options.layers, weights.n_layers))
         require_side(options.side, weights.sides)
@@ -207,6 +209,7 @@ class Job:
                 repaired=sum(part.repaired for part in ordered),
                 versions=versions(),
                 final_norm=weights.final_norm,
+                stored=weights.stored,
             ),
         )
 

@@ -74,9 +74,10 @@ class Scan:
         places = tuple(torch.tensor([ids.index(id) for id in tokens]) for tokens in sets)
         for at, tokens in enumerate(sets):
             weights[places[at], at] = torch.tensor(list(tokens.values())) / sum(tokens.values())
+        every = Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn]))
         return cls(
-            own=Columns.of(unembedding, torch.tensor(ids)),
-            all=Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn])),
+            own=Columns(every.columns[:, : len(ids)], every.covariance),
+            all=every,
             ids=tuple(tuple(tokens) for tokens in sets),
             weights=weights.to(unembedding.device),
             lengths=lengths[ids],

@@ -12,13 +12,16 @@ from tl_flash import (
     Hit,
     NeuronMap,
     activation_stats,
+    clamp,
     clamp_sweep,
     compare,
     demo,
+    evidence,
     flash_decode,
     mention_rate,
     plots,
 )
+from tl_flash.clamps import complete_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +66,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     read = maps["in"].find(" dog", n=1)
     if read:
         say(f"By its W_in label alone, {read[0].neuron}, with the sign of write_z ({read[0].write_z:+.2f}):\n")
-        say(f"{dose_curve(base, read[0], of_read=True)}\n")
+        say(f"{dose_curve(base, read[0])}\n")
 
     say("4. Ask the instruct model for its favourite animal, in ten ways that it was not trained on\n")
     own = flash_decode(instruct, side="out").find(" dog", n=1)[0]
@@ -101,9 +104,9 @@ def named_concepts(neurons: NeuronMap) -> dict[str, Hit]:
     return best
 
 
-def dose_curve(model: Any, hit: Hit, *, of_read: bool = False) -> DoseCurve:
+def dose_curve(model: Any, hit: Hit) -> DoseCurve:
     """Clamp a neuron to rising doses and follow its label."""
-    return clamp_sweep(model, hit.neuron, doses(model, hit, of_read=of_read), demo.NEUTRAL_PROMPTS, [hit.token])
+    return clamp_sweep(model, hit.neuron, doses(model, hit), demo.NEUTRAL_PROMPTS, [hit.token])
 
 
 def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
@@ -116,16 +119,17 @@ def favourite_dose(model: Any, hit: Hit) -> dict[Any, float]:
     (largest,) = doses(model, hit, multiples=(1.0,))
     for tenths in range(1, 51):
         value = largest * tenths / 10
-        if mention_rate(model, prompts, hit.token, {hit.neuron: value}, max_new_tokens=10).after == 1:
+        with clamp(model, {hit.neuron: value}):
+            answers = [complete_text(model, prompt, 10) for prompt in prompts]
+        if all(evidence.mentions(answer, hit.token) for answer in answers):
             return {hit.neuron: 1.25 * value}
     return {hit.neuron: 5 * largest}
 
 
-def doses(model: Any, hit: Hit, *, multiples: Sequence[float] = MULTIPLES, of_read: bool = False) -> list[float]:
+def doses(model: Any, hit: Hit, *, multiples: Sequence[float] = MULTIPLES) -> list[float]:
     """Multiples of a neuron's max|hook_post| over texts, with the sign that should raise its label."""
     largest = activation_stats(model, demo.texts(200), layers=[hit.neuron.layer])[hit.neuron].abs_max
-    up = hit.write_z > 0 if of_read else hit.pole == "positive"
-    return [multiple * largest * (1 if up else -1) for multiple in multiples]
+    return [multiple * largest * hit.sign for multiple in multiples]
 
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,12 @@ import torch
 from torch import Tensor
 
 from tl_flash.clamps import Mode, Positions, Prompts, PromptsLike, clamp, named_values, residual_length
+from tl_flash.evidence.asked import asked_tokens
 from tl_flash.evidence.fluency import Fluency, continuations
 from tl_flash.evidence.mentions import mentions, require_word
 from tl_flash.evidence.window import DoseWindow
 from tl_flash.names import Neuron, NeuronKey
 from tl_flash.progress import track
-from tl_flash.vocab import Vocab
 from tl_flash.weights import chosen_layers, read
 
 WRITTEN = 0.5
@@ -97,7 +99,7 @@ def dose_window(
 
     def attempt(dose: float) -> None:
         values = {neuron: dose * unit for neuron, unit in units.items()}
-        held = clamp(model, values, mode=mode, positions=positions) if dose else None
+        held = partial(clamp, model, values, mode=mode, positions=positions) if dose else nullcontext
         written = continuations(model, texts, max_new_tokens, held=held)
         said = [model.tokenizer.decode(row, skip_special_tokens=True) for row in written]
         tried[dose] = (
@@ -187,8 +189,5 @@ def _shows(
     if tokens is None:
         spoken = require_word(word)
         return (lambda text, _: mentions(text, spoken)), spoken
-    vocab = Vocab.of_model(model, model.W_U.shape[1])
-    ids = set(vocab.ids(tokens))
-    if not ids:
-        raise ValueError("tokens: expected at least one token to look for, got none")
-    return (lambda _, row: not ids.isdisjoint(row.tolist())), ", ".join(map(vocab.string, sorted(ids)))
+    named = asked_tokens(model, tokens)
+    return (lambda _, row: not named.keys().isdisjoint(row.tolist())), ", ".join(named[id] for id in sorted(named))

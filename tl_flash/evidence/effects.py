@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.clamps import Mode, Prompts, attached, clamp_rows
-from tl_flash.lens import first_target, normalised
+from tl_flash.lens import first_target, folded_unembedding, normalised, vocabulary_covariance
 from tl_flash.names import Neuron
 from tl_flash.weights import MLPWeights, measuring
 
@@ -85,13 +85,7 @@ class Vocabulary:
     @classmethod
     def of(cls, weights: MLPWeights) -> Vocabulary:
         """With the final norm's scale folded in."""
-        W_U = weights.W_U.detach().float()
-        if weights.final_gain is not None:
-            W_U = weights.final_gain.float()[:, None] * W_U
-        centred = W_U - W_U.mean(1, keepdim=True)
-        if weights.centre:
-            centred = centred - centred.mean(0)
-        return cls(W_U, (centred @ centred.T / W_U.shape[1]).double().cpu())
+        return cls(folded_unembedding(weights), vocabulary_covariance(weights))
 
     def correlation(self, a: Float[Tensor, "... d_model"], b: Float[Tensor, "... d_model"]) -> Tensor:
         """Of a @ W_U' with b @ W_U' over the vocabulary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def continuations(
     prompts: Prompts,
     max_new_tokens: int,
     *,
-    held: AbstractContextManager[Any] | None = None,
+    held: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Int[Tensor, " token"]]:
     """What a model writes after prompts, the likeliest token each time, up to its end-of-sequence token.
 
@@ -60,21 +61,22 @@ def continuations(
         model: a HookedTransformer or a TransformerBridge with a tokenizer.
         prompts: those of one length are continued together.
         max_new_tokens: at most.
-        held: a clamp to hold meanwhile.
+        held: makes the clamp to hold meanwhile, one for each batch: a clamp follows one sequence.
     """
     require_room(model, prompts, max_new_tokens)
     written: dict[int, Tensor] = {}
     cached = reads_its_cache(model)
-    with measuring(model), held or nullcontext():
+    with measuring(model):
         for batch, tokens in prompts.batches(_ROWS):
-            out = model.generate(
-                tokens.to(model.W_U.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_past_kv_cache=cached,
-                verbose=False,
-                return_type="tokens",
-            )
+            with held():
+                out = model.generate(
+                    tokens.to(model.W_U.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    use_past_kv_cache=cached,
+                    verbose=False,
+                    return_type="tokens",
+                )
             written |= dict(zip(batch, out[:, tokens.shape[1] :].cpu(), strict=True))
     end = model.tokenizer.eos_token_id
     return [_until(written[row], end) for row in range(len(prompts.rows))]

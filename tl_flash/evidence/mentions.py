@@ -109,14 +109,16 @@ def mention_rate(
         return complete_text(model, row, max_new_tokens, do_sample=do_sample, seed=seed)
 
     before = tuple(complete(row) for row in track(texts.rows, "unclamped", progress))
-    with clamp(model, neurons, mode=mode, positions=positions):
-        after = tuple(complete(row) for row in track(texts.rows, "clamped", progress))
+    after = []
+    for row in track(texts.rows, "clamped", progress):
+        with clamp(model, neurons, mode=mode, positions=positions):  # anew: one clamp follows one sequence
+            after.append(complete(row))
     asked = zip(texts.texts, texts.rows, strict=True)
     return MentionRate(
         word=word,
         prompts=tuple(model.tokenizer.decode(row) if text is None else text for text, row in asked),
         completions_before=before,
-        completions_after=after,
+        completions_after=tuple(after),
         mentions_before=tuple(mentions(text, word) for text in before),
         mentions_after=tuple(mentions(text, word) for text in after),
     )

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps import Answers, Positions, Prompts, PromptsLike, answers_alone, require_hooks
+from tl_flash.evidence.asked import asked_tokens
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
-from tl_flash.vocab import Vocab
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,9 @@ class DoseCurve:
     unclamped_rank: Int[Tensor, "prompt token"]
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas frame, a row a value and token, value NaN for the unclamped model; means over prompts.
+        """A pandas frame, a row a value and token, value NaN for the unclamped model.
 
+        `prob` and `logit` are means over the prompts, `rank` is the median.
         `prob_low` and `prob_high` bound the mean probability: mean -+ 1.96 standard errors over the prompts, within
         0 to 1.
         """
@@ -110,7 +111,8 @@ def clamp_sweep(
     if len(values) == 0:
         raise ValueError("values: expected at least one value to clamp to, got none")
     require_hooks(model)
-    ids, names = _tokens(model, tokens)
+    named = asked_tokens(model, tokens)
+    ids = list(named)
     neuron, texts = Neuron.of(neuron), Prompts.of(model, prompts, chat=chat)
     before = Answers.of(model, texts, batch_size)
     doses = [(neuron, float(value) + 0.0) for value in values]  # -0.0 + 0.0 is 0.0
@@ -123,7 +125,7 @@ def clamp_sweep(
     return DoseCurve(
         neuron=neuron,
         values=torch.tensor([value for _, value in doses], dtype=torch.float32),
-        tokens=names,
+        tokens=tuple(named.values()),
         prob=prob,
         logit=logit,
         rank=rank,
@@ -131,14 +133,6 @@ def clamp_sweep(
         unclamped_logit=before.logits[:, ids],
         unclamped_rank=_ranks(before, ids),
     )
-
-
-def _tokens(model: Any, tokens: Sequence[str | int]) -> tuple[list[int], tuple[str, ...]]:
-    vocab = Vocab.of_model(model, model.W_U.shape[1])
-    ids = vocab.ids(tokens)
-    if not ids:
-        raise ValueError("tokens: expected at least one token to follow, got none")
-    return ids, tuple(vocab.string(id) for id in ids)
 
 
 def _ranks(answers: Answers, ids: list[int]) -> Int[Tensor, "prompt token"]:

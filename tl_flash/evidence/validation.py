@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,8 +132,8 @@ def validate(
         prompts: texts, token ids or conversations, as `Prompts.of` takes them; by default twenty neutral beginnings.
         chat: each text is what a user says, in the tokenizer's chat template.
         n: how many neurons of a map.
-        value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign of write_z
-            for in and gate labels, of the pole for out labels.
+        value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign that
+            raises the label, that of write_z.
         stats: the activations that "auto" takes max|hook_post| from; by default those on the prompts. A neuron that is
             quiet on neutral prompts has its range elsewhere: `activation_stats(model, texts)`.
         positions: which to clamp, as in `clamp`.
@@ -163,6 +165,7 @@ def validate(
     labels = labels.specialised(n) if isinstance(labels, NeuronMap) else labels
     if len(labels) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
+    _require_value(value)
     if stats is not None and not isinstance(stats, ActivationStats):
         raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
     if stats is not None and value != "auto":
@@ -197,6 +200,15 @@ def validate(
     for record, q in zip(records, q_values.tolist(), strict=True):
         record["q_value"] = q
     return Validation(tuple(records), hits.origin.side, len(texts.rows), controls, torch.stack(effects), silent)
+
+
+def _require_value(value: Any) -> None:
+    if isinstance(value, str) and value == "auto":
+        return
+    if isinstance(value, bool) or not isinstance(value, Real | str):
+        raise TypeError(f'value: expected a number or "auto", got {value!r}')
+    if isinstance(value, str) or not math.isfinite(value):
+        raise ValueError(f'value: expected a number or "auto", finite, got {value!r}')
 
 
 def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
@@ -239,8 +251,6 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> 
 def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | Prompts) -> list[float | None]:
     """What to clamp each neuron to; None where it is silent."""
     if value != "auto":
-        if isinstance(value, str | bool):
-            raise ValueError(f'value: expected a number or "auto", got {value!r}')
         return [float(value)] * len(hits)
     if isinstance(units, Prompts):
         layers = sorted({hit.neuron.layer for hit in hits})
@@ -248,13 +258,8 @@ def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | 
     doses = []
     for hit in hits:
         largest = units.abs_max_of(hit.neuron)
-        sign = _pole_sign(hit) if hits.origin.side == "out" else (1.0 if hit.write_z > 0 else -1.0)
-        doses.append(DOSE * largest * sign if largest else None)
+        doses.append(DOSE * largest * hit.sign if largest else None)
     return doses
-
-
-def _pole_sign(hit: Hit) -> float:
-    return 1.0 if hit.pole == "positive" else -1.0
 
 
 def _record(hits: Hits, hit: Hit, value: float, before: Answers, after: Answers) -> dict[str, Any]:

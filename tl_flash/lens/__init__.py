@@ -7,7 +7,16 @@ One way to make it (`making`), by three methods: from forward passes alone (`mea
 
 from tl_flash.lens.lens import JacobianLens
 from tl_flash.lens.making import jacobian_lens, lens_of
-from tl_flash.lens.targets import first_target, normalised
+from tl_flash.lens.targets import first_target, folded_unembedding, normalised, vocabulary_covariance
 from tl_flash.lens.texts import own_texts
 
-__all__ = ["JacobianLens", "first_target", "jacobian_lens", "lens_of", "normalised", "own_texts"]
+__all__ = [
+    "JacobianLens",
+    "first_target",
+    "folded_unembedding",
+    "jacobian_lens",
+    "lens_of",
+    "normalised",
+    "own_texts",
+    "vocabulary_covariance",
+]

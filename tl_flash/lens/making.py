@@ -17,6 +17,8 @@ from tl_flash.lens.texts import own_texts
 from tl_flash.weights import chosen_layers, read
 
 Method = Literal["mean_field", "exact", "mixed"]
+EXACT_PROMPTS = 8
+"""Of how many prompts the mixed lens takes the exact mean."""
 
 
 def jacobian_lens(
@@ -28,7 +30,7 @@ def jacobian_lens(
     layers: Sequence[int] | None = None,
     freeze_attention: bool = True,
     max_error: float | None = None,
-    exact_prompts: int = 8,
+    exact_prompts: int | None = None,
     batch_size: int = 8,
     progress: bool | None = None,
 ) -> JacobianLens:
@@ -69,13 +71,13 @@ def jacobian_lens(
         model: a HookedTransformer or a TransformerBridge.
         prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for. By default 64
             short texts of many kinds that the package carries.
-        chat: each text is what a user says, in the tokenizer's chat template.
+        chat: each of your prompts is what a user says, in the tokenizer's chat template.
         method: "mean_field" (forward passes), "exact" (d_model backward passes a batch) or "mixed".
         layers: which layers; all by default.
         freeze_attention: whether "exact" and "mixed" hold the attention patterns constant as well; with few texts this
             takes away more noise than truth, and time.
         max_error: "exact" stops when the standard error, relative to J, is at most this in every layer.
-        exact_prompts: of how many of the prompts "mixed" takes the exact mean.
+        exact_prompts: of how many of the prompts "mixed" takes the exact mean; by default 8.
         batch_size: prompts a forward pass.
         progress: a bar; by default on a terminal or in a notebook.
 
@@ -85,7 +87,7 @@ def jacobian_lens(
     Raises:
         TypeError: no such model, or prompts of another kind.
         ValueError: no prompts, too long ones or some of one token, unknown layers or method, an option of another
-            method, or a model whose weights cannot be read.
+            method, chat without prompts, or a model whose weights cannot be read.
 
     Example:
         >>> lens = jacobian_lens(model)
@@ -103,6 +105,10 @@ def jacobian_lens(
         raise ValueError(f'max_error: it is for method="exact", got method={method!r}')
     if max_error is not None and not max_error > 0:
         raise ValueError(f"max_error: expected a number above 0, got {max_error}")
+    if exact_prompts is not None and method != "mixed":
+        raise ValueError(f'exact_prompts: it is for method="mixed", got method={method!r}; leave it out')
+    if chat and prompts is None:
+        raise ValueError("chat: it is for prompts of your own, and the package's are no questions; give prompts")
     texts = own_texts(model) if prompts is None else Prompts.of(model, prompts, chat=chat)
     if min(map(len, texts.rows)) < 2:
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
@@ -118,7 +124,8 @@ def jacobian_lens(
         if method == "exact":
             made = exact(model, texts, chosen, max_error=max_error, **options)
         else:
-            made = mixed(model, weights, texts, chosen, exact_prompts=exact_prompts, **options)
+            count = EXACT_PROMPTS if exact_prompts is None else exact_prompts
+            made = mixed(model, weights, texts, chosen, exact_prompts=count, **options)
     return JacobianLens.with_papers(made, weights, chosen, method, seconds=time.perf_counter() - start)
 
 

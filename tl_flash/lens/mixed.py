@@ -13,6 +13,7 @@ from tl_flash.clamps import Prompts
 from tl_flash.lens.estimate import Estimate
 from tl_flash.lens.exact import exact
 from tl_flash.lens.mean_field import mean_field
+from tl_flash.lens.targets import vocabulary_covariance
 from tl_flash.weights import MLPWeights
 
 
@@ -22,7 +23,7 @@ def mixed(
     texts: Prompts,
     layers: Sequence[int],
     *,
-    exact_prompts: int = 8,
+    exact_prompts: int,
     freeze_attention: bool = True,
     batch_size: int = 8,
     progress: bool | None = None,
@@ -35,7 +36,7 @@ def mixed(
     ]
     field = mean_field(model, texts, layers, batch_size=batch_size, progress=progress)
     J, stderr = torch.empty_like(field.J), torch.empty_like(field.J)
-    metric = _vocabulary_metric(weights)
+    metric = vocabulary_covariance(weights)
     for i, layer in enumerate(layers):
         a, b = (half.J[i] for half in halves)
         parts = [field.J[i], (a + b) / 2]
@@ -75,20 +76,12 @@ class Metric(NamedTuple):
 
 def _spread(texts: Prompts, n: int) -> tuple[Tensor, ...]:
     """That many of the texts, at even distances."""
-    if not 2 <= n <= len(texts.rows):
+    if isinstance(n, bool) or not isinstance(n, int) or not 2 <= n <= len(texts.rows):
         raise ValueError(
-            f"exact_prompts: expected 2 to {len(texts.rows)}, as many as there are prompts, got {n}; "
+            f"exact_prompts: expected 2 to {len(texts.rows)}, as many as there are prompts, got {n!r}; "
             "two halves of them tell how far the exact mean can be trusted"
         )
     return tuple(texts.rows[i * len(texts.rows) // n] for i in range(n))
-
-
-def _vocabulary_metric(weights: MLPWeights) -> Float[Tensor, "d_model d_model"]:
-    W_U = weights.W_U.detach().float()
-    if weights.final_gain is not None:
-        W_U = weights.final_gain.float()[:, None] * W_U
-    W_U = W_U - W_U.mean(1, keepdim=True)
-    return (W_U @ W_U.T / W_U.shape[1]).double().cpu()
 
 
 def _write_metric(weights: MLPWeights, layer: int) -> Float[Tensor, "d_model d_model"]:

@@ -121,8 +121,14 @@ class Comparison:
         return (
             f'{self.a.source.model} against {self.b.source.model}, side "{self.a.side}": {self.agreement:.1%} of '
             f"{int(self.compared.sum())} neurons keep their top token ({self.null:.1%} if shuffled within their layers)"
+            + self._across()
             + ("" if self.n_tokens == self.a.d_vocab == self.b.d_vocab else f", over {self.n_tokens} tokens of both")
         )
+
+    def _across(self) -> str:
+        """How the two were stored, where that differs."""
+        stored = [map.source.stored or map.source.dtype for map in (self.a, self.b)]
+        return "" if stored[0] == stored[1] else f", across quantisations ({stored[0]} against {stored[1]})"
 
     def __str__(self) -> str:
         return f"{self!r}\n{self.to_frame().to_string(index=False, float_format='{:.3f}'.format)}"

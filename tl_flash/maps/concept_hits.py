@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from tl_flash.maps.ranked import Ranked
 from tl_flash.names import AnyNeuron, Neuron, NeuronLike
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tl_flash.maps.concept_table import ConceptTable
 
 
@@ -48,10 +46,9 @@ class Ranges(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptHits(Sequence[ConceptHit]):
+class ConceptHits(Ranked[ConceptHit]):
     """A sequence of `ConceptHit` that prints as a table; `find_neurons` makes it."""
 
-    hits: tuple[ConceptHit, ...]
     concept: str
     tokens: dict[str | int, float]
     """The tokens looked for, with their weights, by string (by id, where several print so); edit it and give it back:
@@ -59,21 +56,16 @@ class ConceptHits(Sequence[ConceptHit]):
     title: str
     table: ConceptTable = field(repr=False)
     """All neurons, from which these are the best."""
-
-    @overload
-    def __getitem__(self, index: int) -> ConceptHit: ...
-    @overload
-    def __getitem__(self, index: slice) -> ConceptHits: ...
-    def __getitem__(self, index: int | slice) -> ConceptHit | ConceptHits:
-        if isinstance(index, slice):
-            return replace(self, hits=self.hits[index])
-        return self.hits[index]
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __iter__(self) -> Iterator[ConceptHit]:
-        return iter(self.hits)
+    columns = ConceptHit._fields
+    formats = {
+        "sign": "{:+d}",
+        "z": "{:+.2f}",
+        "write_z": "{:+.2f}",
+        "p_value": "{:.2g}",
+        "p_tokens": "{:.2g}",
+        "q_value": "{:.2g}",
+        "breadth": "{:.1f}",
+    }
 
     def clamps(self, dose: float, stats: Ranges) -> dict[Neuron, float]:
         """What to clamp these neurons to so that the concept is raised: a dict that `clamp` takes.
@@ -110,46 +102,6 @@ class ConceptHits(Sequence[ConceptHit]):
             values.setdefault(neuron, hit.sign * dose * largest)
         return values
 
-    def to_frame(self) -> pd.DataFrame:
-        """A pandas frame, a row a hit, columns as `ConceptHit`'s fields, the neuron as its name."""
-        import pandas as pd
-
-        rows = [{**hit._asdict(), "neuron": str(hit.neuron)} for hit in self.hits]
-        return pd.DataFrame(rows, columns=pd.Index(ConceptHit._fields))
-
-    def __str__(self) -> str:
-        if not self.hits:
-            return f"{self.title}: none"
-        return f"{self.title}\n{self._listed()}\n{self._table().to_string(index=False)}"
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self._table().to_html(index=False, border=0) if self.hits else "none"
-        return f"<p>{escape(self.title)}<br>{escape(self._listed())}</p>{table}"
-
-    def _listed(self) -> str:
-        return "tokens: " + ", ".join(
-            repr(token) if weight == 1 else f"{token!r} x {weight:g}" for token, weight in self.tokens.items()
-        )
-
-    def _table(self) -> pd.DataFrame:
-        """The frame for reading: tokens quoted so that spaces show, numbers short."""
-        frame = self.to_frame().assign(token=[repr(hit.token) for hit in self.hits])
-        for column, format in _FORMATS.items():
-            frame[column] = frame[column].map(format.format)
-        return frame
-
-
-_FORMATS = {
-    "sign": "{:+d}",
-    "z": "{:+.2f}",
-    "write_z": "{:+.2f}",
-    "p_value": "{:.2g}",
-    "p_tokens": "{:.2g}",
-    "q_value": "{:.2g}",
-    "breadth": "{:.1f}",
-}
+    def _head(self) -> list[str]:
+        listed = (repr(token) if weight == 1 else f"{token!r} x {weight:g}" for token, weight in self.tokens.items())
+        return [self.title, "tokens: " + ", ".join(listed)]

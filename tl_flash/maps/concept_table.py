@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_flash.maps.concept_hits import ConceptHit, ConceptHits
 from tl_flash.maps.concept_null import ConceptNull
+from tl_flash.maps.ranked import raising_sign
 from tl_flash.maps.search import require_count
 from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron
 from tl_flash.vocab import Vocab
@@ -84,13 +85,23 @@ class ConceptTable:
             KeyError: an unknown concept.
             ValueError: an unknown side, order or pole, n below 1, or coherence without a read side.
         """
-        require_count("n", n)
-        if by not in ORDERS:
-            raise ValueError(f"by: expected one of {', '.join(map(repr, ORDERS))}, got {by!r}")
+        _require(n, by)
         if pole not in (None, 1, -1):
             raise ValueError(f"pole: expected 1, -1 or None for both, got {pole!r}")
-        at, sides = self.number(concept), self._chosen(side, by)
-        z, p = self.z[at, [self.readings.index(one) for one in sides]], self.p_values(concept, side, by)
+        at = self.number(concept)
+        return self._ranked(at, self._chosen(side, by), self._read_p_values(at), n, by, pole)
+
+    def _ranked(
+        self,
+        at: int,
+        sides: tuple[str, ...],
+        read: Float64[np.ndarray, "null reading neuron"],
+        n: int,
+        by: str,
+        pole: int | None = None,
+    ) -> ConceptHits:
+        """The best on some sides, by the p-values of all readings."""
+        z, p = self.z[at, [self.readings.index(one) for one in sides]], self._p_of(read, sides, by)
         key = z.abs().double()
         if by == "p":
             key = -torch.from_numpy(p.max(0))
@@ -105,9 +116,9 @@ class ConceptTable:
             hits=tuple(
                 self._hit(at, sides[place], row, p[:, place, row], float(q[place, row])) for place, row in places
             ),
-            concept=concept,
+            concept=self.names[at],
             tokens=self.tokens[at],
-            title=f"neurons of {self.model} about {concept!r}, {_named(sides)}, by {by}",
+            title=f"neurons of {self.model} about {self.names[at]!r}, {_named(sides)}, by {by}",
             table=self,
         )
 
@@ -118,9 +129,16 @@ class ConceptTable:
             KeyError: an unknown concept.
             ValueError: an unknown side, or coherence without a read side.
         """
-        at = self.number(concept)
-        read = self.null.p_values(self.z[at], at, self.layer_numbers())
-        chosen = read[:, [self.readings.index(one) for one in self._chosen(side, by)]]
+        return self._p_of(self._read_p_values(self.number(concept)), self._chosen(side, by), by)
+
+    def _read_p_values(self, at: int) -> Float64[np.ndarray, "null reading neuron"]:
+        return self.null.p_values(self.z[at], at, self.layer_numbers())
+
+    def _p_of(
+        self, read: Float64[np.ndarray, "null reading neuron"], sides: Sequence[str], by: str
+    ) -> Float64[np.ndarray, "null side neuron"]:
+        """Of these sides; of coherence the larger of a side's and the writing's."""
+        chosen = read[:, [self.readings.index(one) for one in sides]]
         return np.maximum(chosen, read[:, -1:]) if by == "coherence" else chosen
 
     def q_values(self, concept: str, side: str | None = None, by: str = "z") -> Float64[np.ndarray, "side neuron"]:
@@ -179,11 +197,12 @@ class ConceptTable:
         """A pandas frame of each concept's n best neurons on each side, as `ConceptHits.to_frame` has them."""
         import pandas as pd
 
-        sides = [one for one in self.sides if by != "coherence" or one in _READ]
-        found = [(name, self.hits(name, n, side=side, by=by)) for name in self.names for side in sides]
-        columns = ["concept", *ConceptHit._fields]
-        frames = [hits.to_frame().assign(concept=name).reindex(columns=columns) for name, hits in found]
-        return pd.concat(frames, ignore_index=True)
+        _require(n, by)
+        sides, frames = self._chosen(None, by), []
+        for at, name in enumerate(self.names):
+            read = self._read_p_values(at)
+            frames += [self._ranked(at, (side,), read, n, by).to_frame().assign(concept=name) for side in sides]
+        return pd.concat(frames, ignore_index=True).reindex(columns=["concept", *ConceptHit._fields])
 
     def __repr__(self) -> str:
         count = self.z.shape[2]
@@ -208,7 +227,7 @@ class ConceptTable:
         return ConceptHit(
             neuron=self.neuron(row),
             side=side,
-            sign=1 if write > 0 else -1,
+            sign=raising_sign(write),
             z=z,
             write_z=write,
             p_value=float(p[0]),
@@ -231,6 +250,12 @@ class ConceptTable:
 
 
 _READ = ("in", "gate")
+
+
+def _require(n: int, by: str) -> None:
+    require_count("n", n)
+    if by not in ORDERS:
+        raise ValueError(f"by: expected one of {', '.join(map(repr, ORDERS))}, got {by!r}")
 
 
 def _q_values(p: Float64[np.ndarray, "side neuron"]) -> Float64[np.ndarray, "side neuron"]:

@@ -31,6 +31,8 @@ class Source:
     """Whether a norm comes before the unembedding; without one tau = 1, and probabilities see a direction's length."""
     lens_made: str | None = None
     """How that lens was made: the method, and of how many texts."""
+    stored: str | None = None
+    """Format and quantisation of the checkpoint, such as "GGUF Q4_K and Q6_K"; None of plain numbers."""
 
 
 Later.attach(Source, "fingerprint")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from tl_flash.maps.hits import Hit, table, to_frame
+from tl_flash.maps.hits import Hit, table
+from tl_flash.maps.ranked import frame_of
 from tl_flash.names import AnyNeuron
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class NeuronReading:
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas frame, a row a token and pole."""
-        return to_frame(self.positive + self.negative)
+        return frame_of(self.positive + self.negative, Hit._fields)
 
     def __str__(self) -> str:
         positive, negative = self._table(self.positive), self._table(self.negative)

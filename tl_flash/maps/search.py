@@ -94,6 +94,7 @@ def _hits(readings: Readings, places: Iterable[Place], title: str) -> Hits:
     ids = [readings.pole(pole).ids[row, column] for pole, row, column, _ in places]
     return Hits(
         hits=tuple(hit_at(readings, place) for place in places),
+        token_ids=tuple(int(top[rank]) for top, (*_, rank) in zip(ids, places, strict=True)),
         ids=torch.stack(ids) if ids else torch.empty(0, readings.k, dtype=torch.int32),
         origin=readings.origin,
         title=title,

@@ -9,7 +9,7 @@ format in `formats/`) become `MLPWeights` (`reading`, `mlp`).
 from pathlib import Path
 from typing import Any
 
-from tl_flash.weights.checkpoint import checkpoint_layout, read_checkpoint
+from tl_flash.weights.checkpoint import checkpoint_layout, read_checkpoint, read_checkpoint_unembedding
 from tl_flash.weights.fingerprints import Sums, combined, digest, fingerprint
 from tl_flash.weights.layouts import Layout
 from tl_flash.weights.loading import load_model
@@ -76,7 +76,7 @@ def read_unembedding(model: Any, *, tokenizer: Any = None) -> UnembeddingWeights
         True
     """
     if isinstance(model, str | Path):
-        return read_checkpoint(model, tokenizer=tokenizer)
+        return read_checkpoint_unembedding(model, tokenizer=tokenizer)
     return read_model_unembedding(model, tokenizer=tokenizer)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from huggingface_hub.errors import StrictDataclassError
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
+from tl_flash.weights.formats.gguf import GGUFTensors, opened_gguf
 from tl_flash.weights.formats.safetensors import Opened, Shards
 from tl_flash.weights.found import Found, found
-from tl_flash.weights.layouts import Layout
-from tl_flash.weights.mlp import MLPWeights
-from tl_flash.weights.reading import require_readable_layers, weights_of
+from tl_flash.weights.gguf_files import gguf_files
+from tl_flash.weights.layouts import Layout, Size
+from tl_flash.weights.llama_cpp import EMBEDDING, config_of, gguf_layout, gguf_tokenizer
+from tl_flash.weights.mlp import MLPWeights, UnembeddingWeights
+from tl_flash.weights.reading import require_readable_layers, unembedding_of, weights_of
 
 _UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 """What published checkpoints call the unembedding where they do not call it as `save_pretrained` does."""
@@ -27,8 +30,8 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
 
     Args:
         checkpoint: a Hugging Face folder of config.json and safetensors, in one file or in shards, float32, float16 or
-            bfloat16; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of which the shards that are needed are
-            fetched into huggingface_hub's cache.
+            bfloat16; a .gguf file, or a folder with one; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of
+            which the files that are needed are fetched into huggingface_hub's cache, or "owner/name/file.gguf".
         tokenizer: names the tokens; by default the checkpoint's own, if it has one.
 
     Raises:
@@ -36,39 +39,23 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
         ValueError: a class that transformers lacks or whose neurons cannot be read, a config that does not fit, a
             missing or misshapen tensor, a truncated file, quantised or pickled weights.
     """
-    files = Files(checkpoint)
-    files.refuse_adapter()
-    seen = _found_of(files)
-    shards = Shards(files)
-    layout = _named_as(shards, seen)
-    shape = seen.shapes[seen.layout.unembedding.tensor]
-    d_vocab, d_model = shape[::-1] if layout.unembedding.transposed else shape
-    opened = shards.opened()
-    layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
-    opened.require({layout.unembedding.tensor: shape})
-    if layout.final is not None and layout.final.weight is not None:
-        opened.require({layout.final.weight: (d_model,)})
-
-    def require_layers(layers: Sequence[int]) -> None:
-        require_readable_layers(layout, layers)
-        opened = shards.opened()
-        for layer in layers:
-            held = seen.layout.layers[layer]
-            sizes = [neurons.size(seen.shapes, seen.layout.prefix(layer)) for neurons in held.neurons]
-            opened.require(layout.layers[layer].shapes(layout.prefix(layer), sizes, d_model))
-
-    require_layers(layout.readable[:1])
+    held = held_by(checkpoint)
+    held.require_layers(held.layout.readable[:1])
     return weights_of(
-        layout,
-        shards.opened,
-        W_U=layout.unembedding.rows(opened[layout.unembedding.tensor].clone()).T,
-        vocab=Vocab.of_tokenizer(files.tokenizer() if tokenizer is None else tokenizer, d_vocab),
-        name=str(checkpoint),
-        class_name=layout.class_name,
+        held.layout,
+        held.opened,
+        **held.output(tokenizer),
         on_disk=True,
-        require_layers=require_layers,
-        identity=files.identity,
+        require_layers=held.require_layers,
+        identity=held.identity,
+        stored=held.stored(),
     )
+
+
+def read_checkpoint_unembedding(checkpoint: str | Path, *, tokenizer: Any = None) -> UnembeddingWeights:
+    """Find the unembedding of a checkpoint and the norm before it, whatever its layers are; see `read_checkpoint`."""
+    held = held_by(checkpoint)
+    return unembedding_of(held.layout, held.opened(), **held.output(tokenizer))
 
 
 def checkpoint_layout(checkpoint: str | Path) -> Layout:
@@ -78,7 +65,117 @@ def checkpoint_layout(checkpoint: str | Path) -> Layout:
         FileNotFoundError: no such folder or model.
         ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
-    return _found_of(Files(checkpoint)).saved
+    files = gguf_files(checkpoint)
+    if files is None:
+        return _found_of(Files(checkpoint)).saved
+    seen, tensors, arch = _found_of_gguf(str(checkpoint), files)
+    return gguf_layout(seen, tensors, arch)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A checkpoint whose unembedding and final norm are there."""
+
+    name: str
+    layout: Layout
+    """By the names that its tensors have."""
+    d_model: int
+    sizes: Callable[[int], list[Size]]
+    """Of the neurons of a layer."""
+    opened: Callable[[], Opened | GGUFTensors]
+    tokenizer: Callable[[], Any]
+    identity: Callable[[], dict[str, Any]]
+    stored: Callable[[], str | None] = lambda: None
+    """How its matrices are quantised."""
+
+    def require_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers whose tensors are missing or of another shape than config or header give them."""
+        require_readable_layers(self.layout, layers)
+        opened = self.opened()
+        for layer in layers:
+            shapes = self.layout.layers[layer].shapes(self.layout.prefix(layer), self.sizes(layer), self.d_model)
+            opened.require(shapes)
+
+    def output(self, tokenizer: Any) -> dict[str, Any]:
+        """The unembedding and what its tokens are called, by the names of `UnembeddingWeights`."""
+        place = self.layout.unembedding
+        W_U = place.rows(self.opened()[place.tensor].clone()).T
+        return {
+            "W_U": W_U,
+            "vocab": Vocab.of_tokenizer(self.tokenizer() if tokenizer is None else tokenizer, W_U.shape[1]),
+            "name": self.name,
+            "class_name": self.layout.class_name,
+        }
+
+
+def held_by(checkpoint: str | Path) -> Held:
+    """A checkpoint in whatever format; see `read_checkpoint`."""
+    files = gguf_files(checkpoint)
+    return _in_safetensors(Files(checkpoint)) if files is None else _in_gguf(str(checkpoint), files)
+
+
+def _in_safetensors(files: Files) -> Held:
+    files.refuse_adapter()
+    seen, shards = _found_of(files), Shards(files)
+    layout = _named_as(shards, seen)
+    shape = seen.shapes[seen.layout.unembedding.tensor]
+    d_model = shape[0] if layout.unembedding.transposed else shape[1]
+    opened = shards.opened()
+    layout = replace(layout, unembedding=replace(layout.unembedding, tensor=_unembedding(layout, opened)))
+    opened.require({layout.unembedding.tensor: shape} | _final(layout, d_model))
+
+    def sizes(layer: int) -> list[Size]:
+        prefix = seen.layout.prefix(layer)
+        return [neurons.size(seen.shapes, prefix) for neurons in seen.layout.layers[layer].neurons]
+
+    return Held(str(files.checkpoint), layout, d_model, sizes, shards.opened, files.tokenizer, files.identity)
+
+
+def _in_gguf(name: str, paths: Sequence[Path]) -> Held:
+    seen, tensors, arch = _found_of_gguf(name, paths)
+    layout = gguf_layout(seen, tensors, arch)
+    d_vocab, d_model = tensors.info(EMBEDDING).shape
+    tensors.require({layout.unembedding.tensor: (d_vocab, d_model)} | _final(layout, d_model))
+    stats = {path.name: path.stat() for path in paths}
+
+    def sizes(layer: int) -> list[Size]:
+        prefix, places = layout.prefix(layer), layout.layers[layer].neurons
+        shapes = {prefix + one.down.tensor: tensors.info(prefix + one.down.tensor).shape for one in places}
+        return [one.size(shapes, prefix) for one in places]
+
+    return Held(
+        name,
+        layout,
+        d_model,
+        sizes,
+        opened=lambda: tensors,
+        tokenizer=lambda: gguf_tokenizer(paths[0]),
+        identity=lambda: {part: [stat.st_size, stat.st_mtime_ns] for part, stat in stats.items()},
+        stored=lambda: tensors.quantisation([layout.unembedding.tensor, *matrices(layout)]),
+    )
+
+
+def matrices(layout: Layout) -> list[str]:
+    """The names of the tensors that hold a model's neurons."""
+    return [
+        layout.prefix(at) + place.tensor
+        for at, layer in enumerate(layout.layers)
+        for neurons in layer.neurons
+        for place in neurons.places.values()
+    ]
+
+
+def _final(layout: Layout, d_model: int) -> dict[str, tuple[int, ...]]:
+    """The final norm's tensor and its shape, where it has one."""
+    named = layout.final is not None and layout.final.weight is not None
+    return {layout.final.weight: (d_model,)} if named else {}  # pyright: ignore[reportOptionalMemberAccess, reportReturnType]
+
+
+def _found_of_gguf(name: str, paths: Sequence[Path]) -> tuple[Found, GGUFTensors, str]:
+    """What is known of the class of a model in GGUF, its tensors, and what llama.cpp calls the class."""
+    header, tensors = opened_gguf(name, paths)
+    model_class, config = config_of(header, tensors, tensors.info(EMBEDDING).shape[0])
+    return found(model_class, config), tensors, header.fields["general.architecture"]
 
 
 def _found_of(files: Files) -> Found:
@@ -94,12 +191,13 @@ def _found_of(files: Files) -> Found:
         raise ValueError(
             f"{files.checkpoint}: quantised, so its tensors are no weights; expected the unquantised model"
         )
-    name = next(iter(config.get("architectures") or []), None)
+    given = config.get("architectures")
+    name = given[0] if isinstance(given, list) and given else None
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None or not hasattr(model_class, "config_class"):
         raise ValueError(
-            f"config.json: expected architectures to name a class of transformers {transformers.__version__}, got "
-            f"{name!r}; load the model with the code that it came with, and decode the model instead of its folder"
+            f"config.json: expected architectures to list a class of transformers {transformers.__version__}, got "
+            f"{given!r}; load the model with the code that it came with, and decode the model instead of its folder"
         )
     try:
         parsed = model_class.config_class.from_pretrained(files.need("config.json", "expected it").parent)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_OBJECTS = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BESIDE_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -25,12 +28,18 @@ def is_on_hub(checkpoint: str | Path) -> bool:
     """
     if not isinstance(checkpoint, str | Path):
         raise TypeError(f"checkpoint: expected a folder or a name on the hub, got {type(checkpoint).__name__}")
-    if str(checkpoint) and Path(checkpoint).is_dir():
+    if os.path.isdir(checkpoint):  # of a name that no file could have, it says no
         return False
-    if Path(checkpoint).is_file():
-        raise ValueError(f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}")
+    if os.path.isfile(checkpoint):
+        raise ValueError(
+            f"{checkpoint}: a file; expected a model's folder, give {Path(checkpoint).parent}, or a .gguf file"
+        )
     if not (isinstance(checkpoint, str) and _HUB_NAME.fullmatch(checkpoint)):
         raise FileNotFoundError(f"{str(checkpoint)!r}: no such folder")
+    try:
+        validate_repo_id(checkpoint)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{checkpoint!r}: no such folder, and no name that the hub could have") from error
     return True
 
 
@@ -64,10 +73,7 @@ class Files:
         """A file's contents."""
         hint = "expected a Hugging Face model folder" + (", or a name on the hub that can be reached" * self._on_hub)
         path = self.need(name, hint)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: truncated, or no JSON ({error}); fetch it again") from error
+        return read_json(path)
 
     def refuse_adapter(self) -> None:
         """Refuse a folder whose base model an adapter changes.
@@ -82,7 +88,11 @@ class Files:
             )
 
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights; None without one."""
+        """The tokenizer beside the weights; None without one.
+
+        Raises:
+            ValueError: a file of it is broken.
+        """
         found = [path for name in _TOKENIZERS if (path := self.find(name)) is not None]
         if not found:
             return None
@@ -106,6 +116,11 @@ class Files:
         except EntryNotFoundError as error:  # not there; or the hub is out of reach, which `need` tells
             self._unreachable = error
             return None
+        except RepositoryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.checkpoint}: no such folder, and the hub has no such model, or none that you may read; check "
+                "the name, and log in where it is gated or private"
+            ) from error
         others = {other.parent for other in self._found.values() if other is not None}
         if others - {path.parent}:
             raise ValueError(
@@ -115,12 +130,46 @@ class Files:
         return path
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: truncated, or no JSON ({error}); fetch it again") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(held).__name__}; fetch it again")
+    return held
+
+
 def folder_tokenizer(folder: str | Path, **options: Any) -> Any:
-    """The tokenizer saved in a folder, by transformers 4 or 5; options as AutoTokenizer takes them."""
+    """The tokenizer saved in a folder, by transformers 4 or 5; options as AutoTokenizer takes them.
+
+    Raises:
+        ValueError: a file of it is broken.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    require_tokenizer(folder)
     kind = PreTrainedTokenizerFast if is_of_unknown_class(folder) else AutoTokenizer
     return kind.from_pretrained(folder, **options)
+
+
+def require_tokenizer(folder: str | Path) -> None:
+    """Refuse a folder whose tokenizer's files are broken; one without a tokenizer will do.
+
+    Raises:
+        ValueError: one is no JSON, or tokenizer.json holds no vocabulary.
+    """
+    for name in _OBJECTS:
+        path = Path(folder) / name
+        held = read_json(path) if path.is_file() else None
+        model = {} if held is None else held.get("model")
+        if name == "tokenizer.json" and held is not None and not (isinstance(model, dict) and model.get("vocab")):
+            raise ValueError(f"{path}: holds no vocabulary (model.vocab); fetch it again")
 
 
 def is_of_unknown_class(folder: str | Path) -> bool:
@@ -128,5 +177,5 @@ def is_of_unknown_class(folder: str | Path) -> bool:
     import transformers
 
     config = Path(folder) / "tokenizer_config.json"
-    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
     return named == "TokenizersBackend" and not hasattr(transformers, named)

@@ -17,6 +17,9 @@ def fingerprint(*matrices: Tensor) -> str:
 
     Every element counts, with its place: a matrix enters by its shape, its dtype and the exact integer sums of its bit
     patterns along both axes, those of the columns weighted by row. (It tells models apart; it is no signature.)
+
+    Raises:
+        ValueError: one is no matrix, or holds no numbers.
     """
     return combined([digest(matrix) for matrix in matrices])
 
@@ -41,7 +44,15 @@ class Sums:
 
     @classmethod
     def of(cls, matrix: Tensor) -> Sums:
-        """Sum the bit patterns of a matrix along both axes."""
+        """Sum the bit patterns of a matrix along both axes.
+
+        Raises:
+            ValueError: no matrix, or one without numbers.
+        """
+        if matrix.ndim != 2 or matrix.numel() == 0:
+            raise ValueError(
+                f"fingerprint: expected a matrix of at least one row and column, got shape {list(matrix.shape)}"
+            )
         bits = matrix.detach().view(_BITS[matrix.element_size()])
         rows = []
         columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub
+from tl_flash.devices import device_of, dtype_of
+from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub, read_json, require_tokenizer
+from tl_flash.weights.formats.gguf import Header
+from tl_flash.weights.gguf_files import gguf_files
+from tl_flash.weights.llama_cpp import gguf_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -19,24 +25,26 @@ def load_model(
     *,
     surface: str | None = "bridge",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Any:
     """Load a model through TransformerLens.
 
     Args:
-        source: a name on the Hugging Face hub, or a folder with config.json, safetensors and a tokenizer.
+        source: a name on the Hugging Face hub, a folder with config.json, safetensors and a tokenizer, or a .gguf file,
+            as `flash_decode` takes it, which transformers dequantises.
         surface: "bridge" (TransformerBridge, since TransformerLens 3) or "hooked" (HookedTransformer, up to 3.9), or
             None for the bridge where the installed TransformerLens has it, else the other.
         device: where to; the CPU by default.
-        dtype: of the weights; float32 by default.
+        dtype: of the weights, also by its name, such as "bfloat16"; float32 by default.
 
     Returns:
         A TransformerBridge or a HookedTransformer.
 
     Raises:
-        TypeError: neither text nor a path.
+        TypeError: neither text nor a path, or a device or dtype that is none.
         FileNotFoundError: `source` is a folder without config.json, or neither a folder nor a name the hub could have.
-        ValueError: an unknown surface, a file, or a folder that HookedTransformer cannot take.
+        ValueError: an unknown surface, device or dtype, a file of another kind, several .gguf files or a split one, a
+            folder whose config or tokenizer is broken, or one that HookedTransformer cannot take.
         ImportError: a surface that the installed TransformerLens does not have.
 
     Example:
@@ -44,19 +52,56 @@ def load_model(
         >>> load_model(demo.path("base"), surface=None).cfg.n_layers
         4
     """
-    import torch
-
     if surface is None:
         surface = "bridge" if find_spec("transformer_lens.model_bridge") else "hooked"
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
-    local, path, name = not is_on_hub(source), Path(source), str(source)
-    if local and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
-    options = {"device": str(device or "cpu"), "dtype": dtype or torch.float32}
+    files = gguf_files(source)
+    local, path, name = files is None and not is_on_hub(source), Path(source), str(source)
+    options = {
+        "device": str(device_of(device) or "cpu"),
+        "dtype": dtype_of("float32" if dtype is None else dtype),
+    }
+    if files is not None:
+        return _from_gguf(files, surface, options)
+    if local:
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
+        read_json(path / "config.json")
+        require_tokenizer(path)
     if surface == "bridge":
         return _bridge_class().boot_transformers(name, **options)
     return _hooked_folder(path, options) if local else _hooked_transformer().from_pretrained(name, **options)
+
+
+def _from_gguf(files: Sequence[Path], surface: str, options: dict[str, Any]) -> Any:
+    """A model that transformers dequantises, as plain as one that was never quantised."""
+    from transformers import AutoModelForCausalLM
+
+    if len(files) > 1:
+        raise ValueError(
+            f"{files[0]}: one of {len(files)} parts, which transformers does not read; join them: "
+            f"llama-gguf-split --merge {files[0].name} whole.gguf"
+        )
+    path = files[0]
+    Header.of(path)
+    tokenizer = gguf_tokenizer(path)
+    try:
+        read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=options["dtype"])
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"{path}: transformers does not load it ({error}); load the unquantised model") from error
+    read.config.architectures = [type(read).__name__]
+    model = type(read)._from_config(read.config, dtype=options["dtype"], attn_implementation="eager")
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    model = model.to(options["device"]).eval()
+    if surface == "bridge":
+        return _bridge_class().boot_transformers(str(path), hf_model=model, tokenizer=tokenizer, **options)
+    with TemporaryDirectory() as folder:  # HookedTransformer reads a folder alone
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        return _hooked_folder(Path(folder), options)
 
 
 def _bridge_class() -> Any:

@@ -101,6 +101,8 @@ class MLPWeights(UnembeddingWeights):
     """Fetches these layers where they are elsewhere, and refuses what is missing or misshapen."""
     identity: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """What tells a checkpoint from another, or from itself when it has changed; it is not read whole for that."""
+    stored: str | None = None
+    """The checkpoint's format and quantisation, where its numbers are packed."""
 
     @property
     def d_vocab(self) -> int:
@@ -140,16 +142,17 @@ class MLPWeights(UnembeddingWeights):
                 f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"'
             )
         require_readable(matrix[0] if isinstance(matrix, tuple) else matrix, f"layer {layer}")
+        neurons = _run(neurons, len(matrix) if isinstance(matrix, Tensor) else sum(map(len, matrix)))
         if not isinstance(matrix, tuple):
             return matrix[neurons].detach().to(device)
         firsts = [0, *accumulate(map(len, matrix))]
-        start, stop, _ = neurons.indices(firsts[-1])
+        start, stop = neurons.start, neurons.stop
         pieces = [
             expert[max(start - first, 0) : stop - first].detach().to(device)
             for expert, first in zip(matrix, firsts, strict=False)
             if first < stop and start < first + len(expert)
         ]
-        return torch.cat(pieces)
+        return torch.cat(pieces or [matrix[0][:0].detach().to(device)])
 
     def directions(
         self,
@@ -171,11 +174,13 @@ class MLPWeights(UnembeddingWeights):
             layer: which layer.
             side: "in", "gate" or "out".
             fold_ln: fold the norms' scales in.
-            neurons: which of the layer's; expert after expert where there are experts.
+            neurons: which of the layer's, one after the other; expert after expert where there are experts.
             device: where to; by default where the layer is.
 
         Raises:
-            ValueError: an unknown layer or side, no gate in this model, or a NaN or infinite weight.
+            TypeError: neurons that are no slice.
+            ValueError: an unknown layer or side, a slice with a step, no gate in this model, or a NaN or infinite
+                weight.
         """
         held = self.held(layer, side, neurons, device)
         wide = torch.promote_types(held.dtype, torch.float32)
@@ -197,6 +202,16 @@ class MLPWeights(UnembeddingWeights):
         if gain is not None:
             x = x * require_finite(gain.detach().to(wide), f"layer {layer}: the norm's scale").to(x.device)
         return x - x.mean(-1, keepdim=True) if self.centre or (centre and not after) else x
+
+
+def _run(neurons: slice, n: int) -> slice:
+    """A slice of n neurons as it counts from 0."""
+    if not isinstance(neurons, slice):
+        raise TypeError(f"neurons: expected a slice, got {neurons!r}; of one neuron i, give slice(i, i + 1)")
+    start, stop, step = neurons.indices(n)
+    if step != 1:
+        raise ValueError(f"neurons: expected a slice without a step, got {neurons}; take every n-th of what that gives")
+    return slice(start, max(start, stop))
 
 
 def require_side(side: str, sides: Sequence[str]) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from tl_flash.weights.layouts import Layout
-from tl_flash.weights.mlp import Layer, MLPWeights
+from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights
+
+
+def unembedding_of(layout: Layout, tensors: Mapping[str, Tensor], *, W_U: Tensor, **about: Any) -> UnembeddingWeights:
+    """The unembedding that a layout names and the norm before it, whatever its layers are.
+
+    Args:
+        layout: where they are.
+        tensors: hold the norm.
+        W_U: the unembedding [d_model, d_vocab].
+        about: what else `UnembeddingWeights` is to say.
+    """
+    return UnembeddingWeights(**_output(layout, tensors, W_U), **about)
 
 
 def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W_U: Tensor, **about: Any) -> MLPWeights:
@@ -33,15 +45,22 @@ def weights_of(layout: Layout, tensors: Callable[[], Mapping[str, Tensor]], *, W
     return MLPWeights(
         n_layers=len(layout.layers),
         d_mlp=read.d_mlp,
-        d_model=W_U.shape[0],
-        centre=layout.centre,
-        W_U=W_U,
-        final_gain=layout.final_gain(tensors(), W_U.shape[0]),
         read_layer=read_layer,
         sides=("in", "out") if read.W_gate is None else ("in", "gate", "out"),
-        final_norm=layout.final is not None,
+        **_output(layout, tensors(), W_U),
         **about,
     )
+
+
+def _output(layout: Layout, tensors: Mapping[str, Tensor], W_U: Tensor) -> dict[str, Any]:
+    """What `UnembeddingWeights` says of the last norm and the unembedding."""
+    return {
+        "d_model": W_U.shape[0],
+        "W_U": W_U,
+        "final_gain": layout.final_gain(tensors, W_U.shape[0]),
+        "centre": layout.centre,
+        "final_norm": layout.final is not None,
+    }
 
 
 def first_readable(layout: Layout) -> int:

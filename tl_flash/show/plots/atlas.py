@@ -37,6 +37,7 @@ def neuron_atlas(
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: another number of rows than labels, fewer than 3 neurons, more than 6 clusters, or an unknown theme.
 
     Example:
@@ -47,6 +48,8 @@ def neuron_atlas(
         >>> sum(len(trace.x) for trace in plots.neuron_atlas(x, flash_decode(model, side="out")).data)
         104
     """
+    themes.require("directions", directions, torch.Tensor)
+    themes.require("labels", labels, NeuronMap, Hits)
     colours = themes.of(theme)
     if not 1 <= clusters <= len(colours.cycle):
         raise ValueError(f"clusters: expected 1 to {len(colours.cycle)}, a colour each, got {clusters}")

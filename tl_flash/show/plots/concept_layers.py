@@ -22,6 +22,7 @@ def concepts(table: ConceptTable, *, theme: str = "light") -> go.Figure:
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: an unknown theme.
 
     Example:
@@ -30,6 +31,7 @@ def concepts(table: ConceptTable, *, theme: str = "light") -> go.Figure:
         >>> [trace.z.shape for trace in figure.data]
         [(2, 2), (2, 2)]
     """
+    themes.require("table", table, ConceptTable)
     colours = themes.of(theme)
     sides = table.sides
     most = max(table.by_layer(side)[0].max() for side in sides)

@@ -32,6 +32,7 @@ def dose_curve(curve: DoseCurve | DoseWindow, *, theme: str = "light") -> go.Fig
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: an unknown theme.
 
     Example:
@@ -39,6 +40,7 @@ def dose_curve(curve: DoseCurve | DoseWindow, *, theme: str = "light") -> go.Fig
         >>> len(plots.dose_curve(clamp_sweep(model, "L1N3", [0.0, 4.0], ["One day,"], [5])).data)
         2
     """
+    themes.require("curve", curve, DoseCurve, DoseWindow)
     colours = themes.of(theme)
     if isinstance(curve, DoseWindow):
         return _window(curve, colours)
@@ -126,6 +128,7 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: no validations, or an unknown theme.
 
     Example:
@@ -134,6 +137,8 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
         >>> len(plots.validation(validate(model, labels, controls=3)).data)
         3
     """
+    for run in validations:
+        themes.require("validations", run, Validation)
     colours = themes.of(theme)
     if not validations:
         raise ValueError("validations: expected at least one Validation, as tl_flash.validate makes them, got none")
@@ -213,6 +218,7 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: a column that is missing, no rows, or an unknown theme.
 
     Example:
@@ -221,6 +227,9 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         >>> [trace.name for trace in plots.lens_effects(frame).data[:2]]
         ['through the Jacobian lens', 'W_out alone']
     """
+    import pandas as pd
+
+    themes.require("frame", frame, pd.DataFrame)
     colours = themes.of(theme)
     missing = [column for column in LENS_COLUMNS if column not in frame]
     if missing or not len(frame):

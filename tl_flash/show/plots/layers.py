@@ -29,6 +29,7 @@ def specialisation(neurons: NeuronMap, *, theme: str = "light") -> go.Figure:
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: an unknown theme.
 
     Example:
@@ -36,6 +37,7 @@ def specialisation(neurons: NeuronMap, *, theme: str = "light") -> go.Figure:
         >>> plots.specialisation(flash_decode(model)).layout.yaxis.title.text
         'top z-score of a pole'
     """
+    themes.require("neurons", neurons, NeuronMap)
     colours = themes.of(theme)
     panels = make_subplots(1, 2, horizontal_spacing=0.1)
     panels.update_layout(template=colours.template(), boxmode="group", boxgap=0.35, boxgroupgap=0.25)
@@ -118,6 +120,7 @@ def agreement(comparison: Comparison, *, parts: int = 10, theme: str = "light") 
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: an unknown theme, or fewer neurons than parts.
 
     Example:
@@ -126,6 +129,7 @@ def agreement(comparison: Comparison, *, parts: int = 10, theme: str = "light") 
         >>> list(plots.agreement(compare(neurons, neurons)).data[0].y)
         [1.0, 1.0]
     """
+    themes.require("comparison", comparison, Comparison)
     colours = themes.of(theme)
     panels = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
     panels.update_layout(template=colours.template(), bargap=0.3, bargroupgap=0.08)
@@ -180,6 +184,7 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         ValueError: an unknown theme.
 
     Example:
@@ -188,6 +193,7 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
         >>> [len(trace.x) for trace in plots.changed(compare(neurons, neurons)).data]
         [104, 0]
     """
+    themes.require("comparison", comparison, Comparison)
     colours = themes.of(theme)
     a, b = comparison.a, comparison.b
     differ = comparison.compared & ~comparison.same_top

@@ -35,6 +35,7 @@ def token_by_layer(neurons: NeuronMap, token: str | int, *, theme: str = "light"
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         KeyError: the token was not tracked.
         ValueError: the map is of cosines, or an unknown theme.
 
@@ -43,6 +44,7 @@ def token_by_layer(neurons: NeuronMap, token: str | int, *, theme: str = "light"
         >>> len(plots.token_by_layer(flash_decode(model, tokens=[5]), 5).data)
         3
     """
+    themes.require("neurons", neurons, NeuronMap)
     colours = themes.of(theme)
     probs = neurons.tracked_probs(token).numpy()
     name = quoted(neurons.vocab.string(neurons.vocab.id(token)))
@@ -141,6 +143,7 @@ def neuron(
         theme: "light" or "dark".
 
     Raises:
+        TypeError: something else in place of what this draws.
         KeyError: the map does not hold the neuron.
         ValueError: scores of another length or of another neuron, or an unknown theme.
 
@@ -149,6 +152,7 @@ def neuron(
         >>> plots.neuron(flash_decode(model, k=3), "L1N3").layout.xaxis2.title.text
         'z-score of the token'
     """
+    themes.require("neurons", neurons, NeuronMap)
     colours = themes.of(theme)
     reading, (row, index) = neurons[which], neurons.place(which)
     z = None if scores is None else _standardised(neurons, row, index, scores)

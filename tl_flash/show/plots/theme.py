@@ -113,6 +113,17 @@ def of(name: str) -> Theme:
     return THEMES[name]
 
 
+def require(name: str, given: object, *kinds: type) -> None:
+    """Refuse what a figure cannot be made of.
+
+    Raises:
+        TypeError: it is of none of these kinds.
+    """
+    if not isinstance(given, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{name}: expected a {expected}, got {type(given).__name__}")
+
+
 def pairs() -> list[tuple[str, str]]:
     """Each colour of the light theme with its like in the dark one."""
     return list(zip(astuple(THEMES["light"]), astuple(THEMES["dark"]), strict=True))

@@ -25,7 +25,7 @@ class Shards:
     def where(self) -> dict[str, str]:
         """The file of every tensor."""
         if self._files.find(INDEX) is not None:
-            return self._files.json(INDEX)["weight_map"]
+            return _weight_map(self._files)
         if self._files.find(SINGLE) is None and any(self._files.find(name) for name in _PICKLES):
             folder = self._files.checkpoint
             raise ValueError(
@@ -52,6 +52,15 @@ class Shards:
     def opened(self) -> Opened:
         """The tensors, each file opened at most once; their memory is given back with the last tensor."""
         return Opened(self)
+
+
+def _weight_map(files: Files) -> dict[str, str]:
+    where = files.json(INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ValueError(
+            f"{files.checkpoint}: {INDEX} has no weight_map of tensors to files, expected one; fetch it again"
+        )
+    return where
 
 
 class Opened(Mapping[str, Tensor]):
