@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from tl_flash import Hit, Neuron, decode_directions, flash_decode
+from tl_flash import Hit, Neuron, NeuronMap, decode_directions, flash_decode
+from tl_flash.decode import directions
+from tl_flash.decode.assembly import null_of
 from tl_flash.maps import Null
+from tl_flash.weights import fingerprint
 
 V, D, N, K = 60, 24, 400, 4
 
@@ -188,6 +191,30 @@ def test_few_directions_have_no_null(W_U):
     assert few.null is None and "null" not in repr(few) and "null" not in str(few[0, 0])
     with pytest.raises(ValueError, match="too few to shuffle"):
         few.specialised()
+
+
+def test_what_few_directions_do_not_need_is_made_when_asked_for(W_U, monkeypatch, tmp_path):
+    x, W_U = torch.randn(50, D), W_U.clone()
+    monkeypatch.setattr(directions, "_MANY", 0)
+    at_once = decode_directions(x, W_U, k=2)
+    monkeypatch.undo()
+    made = []
+    monkeypatch.setattr(directions, "fingerprint", lambda *of: made.append("fingerprint") or fingerprint(*of))
+    monkeypatch.setattr(directions, "null_of", lambda draws: made.append("null") or null_of(draws))
+    later, held = decode_directions(x, W_U, k=2), x.clone()
+    x.mul_(2)
+    assert not made and torch.equal(later.positive.ids, at_once.positive.ids)
+    assert torch.allclose(later.null.quantile(), at_once.null.quantile(), atol=1e-5)
+    assert later.null.kurtosis.shape == at_once.null.kurtosis.shape and made == ["null"]
+    later.save(tmp_path / "map.safetensors")
+    assert later.source.fingerprint == at_once.source.fingerprint and made == ["null", "fingerprint"]
+    assert NeuronMap.load(tmp_path / "map.safetensors").source == later.source
+    unasked = decode_directions(held, W_U, k=2)
+    with torch.no_grad():
+        W_U.add_(1)
+    for ask, what in ((lambda: unasked.source.fingerprint, "fingerprint"), (lambda: unasked.null.z, "null")):
+        with pytest.raises(ValueError, match=f"{what}: it is made when first asked for, .* was changed since"):
+            ask()
 
 
 def test_the_map_describes_itself(neurons):

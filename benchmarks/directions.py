@@ -1,0 +1,74 @@
+"""Time decodes of 1 to 32,768 directions beside the plain definition: python -m benchmarks.directions [--most 2048].
+
+From weights to tokens, nothing prepared: two unembeddings, held in float32 and in bf16, by token as in Hugging Face's
+models and by coordinate as in HookedTransformer. The plain definition multiplies in float32, so it converts bf16 first.
+Of many directions it reads 1,024 at most; its time is a multiple of that of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import pandas as pd
+import torch
+
+from benchmarks.__main__ import RESULTS
+from benchmarks.measure import device_name
+from tl_flash.bench import draw, interleaved, plain
+from tl_flash.kernel import decode, prepare
+
+SHAPES = {"GPT-2 small": (768, 50257), "Llama 3.1 8B": (4096, 128256)}
+COUNTS = (1, 8, 64, 512, 2048, 8192, 32768)
+MOST_PLAIN, K = 1024, 10
+
+
+def main() -> None:
+    """Run, print and file the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.directions", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--most", type=int, default=2048, help="directions at most")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
+    parser.add_argument("--only", default="", help="the shapes whose name holds this")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    table = []
+    for name, (d_model, d_vocab) in SHAPES.items():
+        if args.only.lower() not in name.lower():
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            for held in ("by token", "by coordinate"):
+                for n in (count for count in COUNTS if count <= args.most):
+                    row = {"unembedding": name, "dtype": str(dtype).removeprefix("torch."), "held": held}
+                    table.append(row | race(n, d_model, d_vocab, dtype, held, args.rounds, device))
+                    print(*table[-1].values(), sep="\t", flush=True)
+    found = pd.DataFrame(table)
+    print(found.pivot_table(index=["unembedding", "dtype", "held"], columns="directions", values="of_plain").round(2))
+    found.to_csv(RESULTS / f"directions {device_name(device)}.csv".replace(" ", "_").replace(",", ""), index=False)
+
+
+def race(
+    n: int, d_model: int, d_vocab: int, dtype: torch.dtype, held: str, rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of the decode and of the plain definition, and their ratio."""
+    x, W_U = draw(n, d_model, d_vocab, dtype, device)
+    W_U = W_U.T.contiguous().T if held == "by token" else W_U.contiguous()
+    some = x[:MOST_PLAIN].float()
+    runs = {
+        "decode": lambda: decode(x, prepare(W_U, keep=False), k=K),
+        "plain": lambda: plain(some, W_U.float(), K),
+    }
+    for run in runs.values():
+        run()
+    took = {name: statistics.median(seconds) for name, seconds in interleaved(runs, rounds, device).items()}
+    seconds, beside = took["decode"], took["plain"] * n / len(some)
+    return {
+        "directions": n,
+        "seconds": round(seconds, 5),
+        "plain": round(beside, 5),
+        "of_plain": round(seconds / beside, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
