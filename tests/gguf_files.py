@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import gguf
@@ -110,7 +111,7 @@ def write(path, arch, arrays, own, kind=Kind.F32, tokenizer=None, split=None):
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(words)
         writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
-        writer.add_token_merges(["Ġ d"])
+        writer.add_token_merges([" ".join(pair) for pair in _merges(tokenizer)])
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(1)
         writer.add_unk_token_id(1)
@@ -125,6 +126,10 @@ def write(path, arch, arrays, own, kind=Kind.F32, tokenizer=None, split=None):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _merges(tokenizer):
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
 
 def dequantised(hf, arch, kind):

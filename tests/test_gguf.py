@@ -303,7 +303,6 @@ def test_altered_headers_are_refused(broken):
         ValueError, match=r"blk.1.ffn_up.weight is of type 99, which gguf .* does not dequantise; update"
     ):
         flash_decode(path)
-    assert flash_decode(path, layers=[0], k=1).layers == (0,)
     refused(broken(lambda data: data[:8] + struct.pack("<Q", 2**60) + data[16:]), "header is truncated or altered")
 
 

@@ -40,6 +40,23 @@ def test_top_tokens_are_those_of_a_float64_product(real_model):
     assert torch.equal(found, top_tokens(weights, x))
 
 
+def test_a_gguf_file_is_read_as_its_dequantised_folder(real_model):
+    packed, plain = read(real_model.gguf), read(real_model.folder)
+    assert torch.equal(packed.W_U, plain.W_U) and packed.vocab.strings == plain.vocab.strings
+    assert torch.allclose(packed.final_gain, plain.final_gain, rtol=1e-6)
+    for layer in (0, plain.n_layers - 1):
+        for side in plain.sides:
+            assert torch.equal(*(weights.directions(layer, side, fold_ln=False) for weights in (packed, plain)))
+            assert torch.allclose(*(weights.directions(layer, side) for weights in (packed, plain)), rtol=1e-5)
+
+
+def test_a_gguf_file_gives_the_map_of_its_dequantised_folder(smollm2):
+    packed, plain = (flash_decode(source, layers=[29], k=K) for source in (smollm2.gguf, smollm2.folder))
+    for pole in ("positive", "negative"):
+        assert torch.equal(packed.pole(pole).ids, plain.pole(pole).ids)
+    assert packed.source.stored == "GGUF Q4_1 and Q8_0"
+
+
 def test_a_layer_of_smollm2(smollm2):
     weights = read(smollm2.folder)
     neurons = flash_decode(smollm2.folder, side="out", layers=[29], k=K)

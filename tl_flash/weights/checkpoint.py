@@ -135,6 +135,9 @@ def _in_gguf(name: str, paths: Sequence[Path]) -> Held:
     seen, tensors, arch = _found_of_gguf(name, paths)
     layout = gguf_layout(seen, tensors, arch)
     d_vocab, d_model = tensors.info(EMBEDDING).shape
+    for matrix in matrices(layout):
+        if matrix in tensors:
+            tensors.info(matrix)
     tensors.require({layout.unembedding.tensor: (d_vocab, d_model)} | _final(layout, d_model))
     stats = {path.name: path.stat() for path in paths}
 

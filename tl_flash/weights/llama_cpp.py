@@ -154,11 +154,16 @@ def _neurons(neurons: Neurons, kind: str, prefix: str, tensors: Container[str]) 
 
 def gguf_tokenizer(path: Path) -> Any:
     """The tokenizer in a file, as transformers converts it; None where it holds none."""
+    from tokenizers import decoders
     from transformers import PreTrainedTokenizerFast
 
-    if "tokenizer.ggml.model" not in Header.of(path).fields:
+    kind = Header.of(path).fields.get("tokenizer.ggml.model")
+    if kind is None:
         return None
-    return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    if kind == "gpt2":  # byte-level, of which transformers 4 takes a Llama's for SentencePiece's, without the spaces
+        tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 class _Names:

@@ -78,12 +78,12 @@ def _from_gguf(files: Sequence[Path], surface: str, options: dict[str, Any]) -> 
     """A model that transformers dequantises, as plain as one that was never quantised."""
     from transformers import AutoModelForCausalLM
 
-    if len(files) > 1:
+    path, *others = files
+    if others:
         raise ValueError(
-            f"{files[0]}: one of {len(files)} parts, which transformers does not read; join them: "
-            f"llama-gguf-split --merge {files[0].name} whole.gguf"
+            f"{path}: one of {len(files)} parts, which transformers does not read; join them: "
+            f"llama-gguf-split --merge {path.name} whole.gguf"
         )
-    path = files[0]
     Header.of(path)
     tokenizer = gguf_tokenizer(path)
     try:
