@@ -13,6 +13,7 @@ from torch import Tensor
 from tl_flash.clamps import Prompts
 from tl_flash.lens.blocks import Block
 from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.factors import Sums
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import Passage, passages
 from tl_flash.lens.targets import final_norm, first_target
@@ -99,29 +100,41 @@ def local_jacobians(
     """The mean over tokens of each block's and the final norm's Jacobians, holding one batch of one layer at a time."""
     numeric = frozenset(layer for layer, block in enumerate(blocks) if block is None)
     norm = final_norm(model)
-    sums: dict[int, tuple[list[Square], int]] = {}
+    sums: dict[int, tuple[Tensor, ...]] = {}
+    counts: dict[int, int] = {}
 
-    def add(layer: int, parts: tuple[Square, ...], tokens: int) -> None:
-        before, count = sums.get(layer, ([torch.zeros_like(part) for part in parts], 0))
-        sums[layer] = [old + new for old, new in zip(before, parts, strict=True)], count + tokens
+    def add(layer: int, tokens: int, *parts: Tensor) -> None:
+        before = sums.get(layer)
+        sums[layer] = parts if before is None else tuple(old + new for old, new in zip(before, parts, strict=True))
+        counts[layer] = counts.get(layer, 0) + tokens
 
     def take(layer: int, passage: Passage) -> None:
         block, left = blocks[layer], passage.left
         assert left is not None
-        texts_here, length, _ = left.shape
-        n_targets = texts_here * (length - 1)
+        n_texts, length, _ = left.shape
+        n_targets = n_texts * (length - 1)
         if block is None:
-            add(layer, (_measured(passage),), n_targets)
+            add(layer, n_targets, _measured(passage))
         else:
-            attention, mlp = block.jacobians(passage, 1)
-            add(layer, (attention + mlp,) if block.parallel else (attention, mlp), n_targets)
+            attention, mlp = block.sums(passage, 1)
+            add(layer, n_targets, *attention, *mlp)
         if layer == len(blocks) - 1:
             outputs = left.detach()[:, first_target(length) :].flatten(0, 1)
-            add(len(blocks), (_of_norm(norm, outputs),), len(outputs))
+            add(len(blocks), len(outputs), _of_norm(norm, outputs))
+
+    def parts(layer: int, block: Block | None) -> tuple[Square, ...]:
+        if block is None:
+            return sums[layer]
+        inner, outer, *mlp = sums[layer]
+        jacobians = block.jacobians(Sums(inner, outer), Sums(*mlp))
+        return (jacobians[0] + jacobians[1],) if block.parallel else jacobians
 
     for _, tokens in track(list(texts.batches(batch_size)), "mean-field lens", progress):
         passages(model, tokens, take, moved=numeric)
-    means = [Local(tuple(part / count for part in parts), count) for _, (parts, count) in sorted(sums.items())]
+    means = [
+        Local(tuple(part / counts[layer] for part in parts(layer, block)), counts[layer])
+        for layer, block in enumerate((*blocks, None))
+    ]
     return MeanField(means[:-1], means[-1])
 
 
