@@ -209,7 +209,8 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     Args:
         frame: as `check_lens` gives it: columns `layer`, `dose` (of the clamp, in standard deviations of hook_post),
             `reading` ("plain", "lens", or another name) and `correlation` (over the vocabulary, of the reading with the
-            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr`, where it is there.
+            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr` and a dotted line is the
+            `ceiling`, where they are there.
         theme: "light" or "dark".
 
     Raises:
@@ -236,8 +237,14 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         "correlation over the vocabulary with the measured change of the log-probabilities, by the dose clamped to",
     )
     looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
+    looks |= {
+        "mean_field": (colours.blue, "mean-field lens"),
+        "exact": (colours.cycle[2], "exact lens"),
+        "mixed": (colours.cycle[3], "mixed lens"),
+    }
     for column, dose in enumerate(doses, start=1):
-        for i, (reading, rows) in enumerate(frame[frame["dose"] == dose].groupby("reading")):
+        at_dose = frame[frame["dose"] == dose]
+        for i, (reading, rows) in enumerate(at_dose.groupby("reading")):
             colour, name = looks.get(str(reading), (colours.cycle[2 + i % 4], quoted(str(reading))))
             panels.add_scatter(
                 x=rows["layer"],
@@ -250,6 +257,20 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
                 line={"color": colour, "width": 2.5},
                 marker={"size": 8},
                 hovertemplate=f"layer %{{x}}<br>{name}<br>correlation %{{y:.2f}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+        if "ceiling" in frame and at_dose["ceiling"].notna().any():
+            ceiling = at_dose.groupby("layer", as_index=False)["ceiling"].first()
+            panels.add_scatter(
+                x=ceiling["layer"],
+                y=ceiling["ceiling"],
+                name="ceiling",
+                legendgroup="ceiling",
+                showlegend=column == 1,
+                mode="lines",
+                line={"color": colours.muted, "width": 1.5, "dash": "dot"},
+                hovertemplate="layer %{x}<br>ceiling %{y:.2f}<extra></extra>",
                 row=1,
                 col=column,
             )
