@@ -155,8 +155,8 @@ def main() -> None:
     frame = check_lens(
         model, made, tested, n=given.neurons, doses=given.doses, layers=layers, seed=given.seed, progress=True
     )
-    seconds = {name: lens.source.seconds for name, lens in made.items()}
-    frame = frame.assign(seconds=frame["reading"].map(seconds).fillna(0.0), texts=len(tested))
+    seconds = {"plain": 0.0} | {name: lens.source.seconds for name, lens in made.items()}
+    frame = frame.assign(seconds=frame["reading"].map(seconds), texts=len(tested))
     path = RESULTS / f"lens_effects_{Path(given.model).name}{'_code' * given.code}.csv"
     frame.to_csv(path, index=False, float_format="%.4f")
     print(tables(frame))
