@@ -4,9 +4,9 @@
 
 MODEL is a name, a folder, "base" (of the embedded pair) or "smollm2" and "gemma3" (`make models`). Effects are measured
 by `check_lens` on texts that no lens was made of: of this folder, or for models that know few words, drawn from the
-model or like its training texts; with `--code` on code. The exact lens takes far longer than all else, so `--keep`
-writes the lenses to a folder, or reads them there and says so. Seconds are of this machine as it was; where several
-works share it, they say nothing. With `--cost` an estimate for Llama 3.1 8B, by counting alone.
+model or like its training texts; with `--code` on code, beside a lens of code. The exact lens takes far longer than all
+else, so `--keep` writes the lenses to a folder, or reads them there and says so. Seconds are of this machine as it was;
+where several works share it, they say nothing. With `--cost` an estimate for Llama 3.1 8B, by counting alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from tl_flash.clamps import Prompts
 from tl_flash.lens import own_texts
 from tl_flash.lens.estimate import Estimate
 from tl_flash.lens.mixed import mix, spread
+from tl_flash.lens.texts import TEXTS
 from tl_flash.weights import read
 
+OWN_CODE = [text for text in TEXTS if "\n  " in text or text.startswith("SELECT")]
+"""Code among the texts that the package makes a lens of; none of it is measured on."""
 RESULTS = Path(__file__).parent / "results"
 REAL = {"smollm2": real_models.SMOLLM2, "gemma3": real_models.GEMMA3}
 Texts = Sequence[str] | torch.Tensor | Sequence[torch.Tensor]
@@ -59,9 +62,9 @@ def over_the_depth(n_layers: int) -> list[int]:
 
 
 def lenses(
-    model: Any, texts: Texts | None, layers: Sequence[int], n_exact: int, keep: Path | None
+    model: Any, texts: Texts | None, layers: Sequence[int], n_exact: int, keep: Path | None, code: bool
 ) -> Iterator[tuple[str, JacobianLens]]:
-    """Each method's by its name, as it is made; with `n_exact` 0 the mean-field one alone.
+    """Each method's by its name, as it is made; with `n_exact` 0 the mean-field one alone, or two of them for code.
 
     The exact mean of some texts is made in two halves, since the mixed lens needs both.
     """
@@ -79,6 +82,8 @@ def lenses(
 
     field = made("mean_field", texts)
     yield "mean_field", field
+    if code:
+        yield "mean_field of code", made("mean_field_of_code", OWN_CODE)
     if not n_exact:
         return
     some = spread(own_texts(model) if texts is None else Prompts.of(model, texts), n_exact)
@@ -145,7 +150,7 @@ def main() -> None:
     model, texts, tested = of_model(given.model, given.surface, given.code)
     layers = given.layers or over_the_depth(model.cfg.n_layers)
     made = {}
-    for name, lens in lenses(model, texts, layers, given.exact, given.keep):
+    for name, lens in lenses(model, texts, layers, given.exact, given.keep, given.code):
         errors = " ".join(f"{error:.3f}" for error in lens.relative_error().tolist())
         source = lens.source
         print(
