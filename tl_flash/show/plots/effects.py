@@ -234,7 +234,7 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         panels,
         colours,
         "How well a write reading predicts what a clamp does",
-        "correlation over the vocabulary with the measured change of the log-probabilities, by the dose clamped to",
+        "correlation over the vocabulary with the measured change, by the dose clamped to",
     )
     looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
     looks |= {
