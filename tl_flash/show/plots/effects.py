@@ -260,8 +260,9 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
                 row=1,
                 col=column,
             )
-        if "ceiling" in frame and at_dose["ceiling"].notna().any():
-            ceiling = at_dose.groupby("layer", as_index=False)["ceiling"].first()
+        known = at_dose.dropna(subset=["ceiling"]) if "ceiling" in frame else at_dose[:0]
+        if len(known):
+            ceiling = known.groupby("layer", as_index=False)["ceiling"].first()
             panels.add_scatter(
                 x=ceiling["layer"],
                 y=ceiling["ceiling"],
