@@ -108,7 +108,8 @@ def tables(frame: pd.DataFrame) -> str:
     ceiling = frame.groupby(["dose", "layer"])["ceiling"].first()
     parts = []
     for column, title in (("share", "share of the ceiling"), ("top_raised", "top token among the ten raised most")):
-        columns = frame.pivot(index=["dose", "layer"], columns="reading", values=column)[frame["reading"].unique()]
+        columns = frame.pivot(index=["dose", "layer"], columns="reading", values=column)
+        columns = columns.reindex(columns=list(dict.fromkeys(frame["reading"])))
         columns.insert(0, "ceiling", ceiling)
         parts.append(f"{title}\n{columns.to_string(float_format='{:.2f}'.format)}")
     return "\n\n".join(parts)

@@ -242,8 +242,7 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         "exact": (colours.cycle[2], "exact lens"),
         "mixed": (colours.cycle[3], "mixed lens"),
     }
-    for column, dose in enumerate(doses, start=1):
-        at_dose = frame[frame["dose"] == dose]
+    for column, (_, at_dose) in enumerate(frame.groupby("dose"), start=1):
         for i, (reading, rows) in enumerate(at_dose.groupby("reading")):
             colour, name = looks.get(str(reading), (colours.cycle[2 + i % 4], quoted(str(reading))))
             panels.add_scatter(
@@ -260,7 +259,7 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
                 row=1,
                 col=column,
             )
-        known = at_dose.dropna(subset=["ceiling"]) if "ceiling" in frame else at_dose[:0]
+        known = at_dose.dropna(subset=["ceiling"]) if "ceiling" in frame else at_dose.head(0)
         if len(known):
             ceiling = known.groupby("layer", as_index=False)["ceiling"].first()
             panels.add_scatter(
