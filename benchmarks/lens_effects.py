@@ -125,10 +125,12 @@ def cost() -> str:
     a_text = 2 * 64 * d_model**2 * (d_mlp + heads * d_head + 2 * d_model)  # W_out' diag(a) X, W_O' core, J A and J B
     mean_field = forward + layers * (a_token + a_text)
     exact = d_model * 2 * weights * tokens
+    memory = layers * d_model**2 * (2 * 8 + 2 * 4 + 2 * 4 + 8)  # sums, factors, a text's lens twice, what is added
     return (
-        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
-        f"{mean_field / 790e12:.1f} s at the 790 TFLOP/s of a bf16 product on an H100; exact {exact:.1e} FLOP, "
-        f"{exact / 790e12:.0f} s"
+        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, in float32, "
+        f"{mean_field / 67e12:.0f} s at the 67 TFLOP/s of an H100's data sheet; exact {exact:.1e} FLOP, "
+        f"{exact / 790e12:.0f} s at the 790 TFLOP/s of a bf16 product; beside the model {memory / 1e9:.0f} GB, however "
+        "many texts"
     )
 
 
