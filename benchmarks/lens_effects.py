@@ -127,8 +127,8 @@ def cost() -> str:
     exact = d_model * 2 * weights * tokens
     memory = layers * d_model**2 * (2 * 8 + 2 * 4 + 2 * 4 + 8)  # sums, factors, a text's lens twice, what is added
     return (
-        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, in float32, "
-        f"{mean_field / 67e12:.0f} s at the 67 TFLOP/s of an H100's data sheet; exact {exact:.1e} FLOP, "
+        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
+        f"in float32, {mean_field / 67e12:.0f} s at the 67 TFLOP/s of an H100's data sheet; exact {exact:.1e} FLOP, "
         f"{exact / 790e12:.0f} s at the 790 TFLOP/s of a bf16 product; beside the model {memory / 1e9:.0f} GB, however "
         "many texts"
     )
