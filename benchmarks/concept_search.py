@@ -1,17 +1,20 @@
 """Do the neurons that a search finds for a concept raise it, and do like neurons not?
 
-    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--prompts 20]
+    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--prompts 20] [--time]
 
-For each noun the first hits of `find_neurons` on each side, of its coherent ones, and of `NeuronMap.find` on the single
-token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the sign of the hit. What counts is
-the change of the log-probability of the concept (the sum over the whole words of its set) as the next token, in the
-mean over neutral prompts. A hit raises its concept where this is above 0 and beyond its controls: neurons of the same
-layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by a Student prediction interval.
+For each noun the first hits of `find_neurons` on each side and through the mean-field lens, of its coherent ones, and
+of `NeuronMap.find` on the single token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the
+sign of the hit. What counts is the change of the log-probability of the concept (the sum over the whole words of its
+set) as the next token, in the mean over neutral prompts. A hit raises its concept where this is above 0 and beyond its
+controls: neurons of the same layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by a Student
+prediction interval. With `--time`, how long a table of 100 concepts takes, read from the checkpoint, and who is first
+for "dog".
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ NOUNS = (
     "dog cat horse bird fish tree flower bread milk apple water river house door car train book music doctor king "
     "money war winter sun rain gold blood California London Paris"
 ).split()
+MORE = "ship stone paper glass bread chair table window garden field".split()
 RESULTS = Path(__file__).parent / "results"
 Found = tuple[str, int, Neuron, int]
 """Way of searching, rank, neuron, sign."""
@@ -60,13 +64,13 @@ def measure(
 ) -> pd.DataFrame:
     """A row a concept, way of searching and rank."""
 
-    table = concepts(checkpoint, words)
+    table = concepts(model, words, lens="auto")
     maps = {side: flash_decode(checkpoint, side=side) for side in ("in", "out")}
     stats, peers = activation_stats(model, texts), Peers(read(model), controls, seed=0)
     asked = Prompts.of(model, NEUTRAL_PROMPTS[:prompts])
     before = Answers.of(model, asked).log_probs
     records = []
-    for word in track(words, "clamping", None):
+    for word in track(words, "clamping", True):
         at = table.number(word)
         weights = table.null.weights[at]
         tokens = [id for id, weight in zip(table.ids[at], weights, strict=True) if weight == weights.max()]
@@ -102,6 +106,16 @@ def summary(frame: pd.DataFrame, words: Sequence[str], hits: int) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
+def timed(checkpoint: Any) -> str:
+    """Of a table of a hundred concepts, all neurons and sides."""
+    words = list(dict.fromkeys([*NOUNS, *(concept.word for concept in demo.CONCEPTS), *MORE]))[:100]
+    start = time.perf_counter()
+    table = concepts(checkpoint, words)
+    seconds = time.perf_counter() - start
+    rows = len(table.sides) * table.z.shape[2]
+    return f"{len(words)} concepts by {rows:,} directions: {seconds:.1f} s\n{table.hits('dog', 3, side='out')}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders = {"smollm2": SMOLLM2.folder, "gemma3": GEMMA3.folder, "demo": demo.path("base")}
@@ -111,13 +125,18 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS), help="neutral ones")
     parser.add_argument("--controls", type=int, default=20, help="a neuron")
     parser.add_argument("--texts", type=int, default=60, help="that tell the neurons' ranges")
+    parser.add_argument("--time", action="store_true", help="of a table of 100 concepts, and nothing else")
     given = parser.parse_args()
+    folder = folders[given.model]
+    if given.time:
+        print(timed(folder))
+        return
     words = [concept.word for concept in demo.CONCEPTS] if given.model == "demo" else NOUNS[: given.nouns]
     sizes = {"hits": given.hits, "prompts": given.prompts, "controls": given.controls}
-    folder = folders[given.model]
     frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), **sizes)
     table = summary(frame, words, given.hits)
     RESULTS.mkdir(exist_ok=True)
+    table = table.assign(concepts=len(words), **sizes)
     table.to_csv(RESULTS / f"concept_search_{given.model}.csv", index=False, float_format="%.3f")
     print(table.to_string(index=False, float_format="{:.2f}".format))
 

@@ -1,4 +1,4 @@
-"""README's figures and the explorer's screenshots, made of the embedded pair, in light and dark.
+"""README's figures and the explorer's screenshots, made of the embedded pair unless they say otherwise, light and dark.
 
     python -m benchmarks.figures [--all FOLDER]
 
@@ -55,7 +55,7 @@ def figures(
     x, W_U = write_directions(base)
     rows = [hit.neuron.layer * out.d_mlp + hit.neuron.index for hit in [dog, *hits]]
 
-    lens = pd.read_csv(RESULTS / "lens_effects_base.csv")  # of `python -m benchmarks.lens_effects`
+    lens = pd.read_csv(RESULTS / "lens_effects_smollm2.csv")  # of `python -m benchmarks.lens_effects smollm2`
 
     return {
         "token_by_layer": functools.partial(plots.token_by_layer, out, " dog"),

@@ -145,6 +145,13 @@ def test_a_lens_made_on_the_way(capsys, tmp_path, stories_path):
     status, out, _ = run(capsys, "decode", stories_path, "--side", "out", "--lens", "auto", "-o", path)
     assert status == 0 and "through a lens (mean_field, 64 texts)" in out
     assert NeuronMap.load(path).source.lens == JacobianLens.load(lens).fingerprint
+    for given in (lens, "auto"):
+        status, out, _ = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 2, "--lens", given)
+        assert status == 0 and "2 neurons" in out
+        status, out, _ = run(capsys, "find", stories_path, "dog", "--side", "lens", "--lens", given, "-n", 2)
+        assert status == 0 and "lens" in out
+    status, _, err = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 2)
+    assert status == 1 and "the lens that the map was made with" in err
     status, _, err = run(capsys, "lens", stories_path, "--method", "best", "-o", lens)
     assert status == 1 and 'expected "mean_field", "exact" or "mixed"' in err
 

@@ -66,7 +66,7 @@ def test_each_factor_is_the_mean_of_exact_tangents(name):
     made = {}
 
     def take(layer, passage):
-        made[layer] = blocks[layer].jacobians(passage, 1)
+        made[layer] = blocks[layer].jacobians(*blocks[layer].sums(passage, 1))
 
     passages(model, TOKENS, take)
     for layer in (0, 1):
@@ -90,7 +90,7 @@ def test_a_mixture_of_experts_is_measured(surface):
     texts = Prompts.of(model, TOKENS)
     blocks = survey(model, texts)
     assert blocks == [None, None]
-    field = local_jacobians(model, texts, blocks, 8, False)
+    field = local_jacobians(model, texts, blocks, 8)
     for layer in (0, 1):
         assert relative(field.blocks[layer].block(), tangent(model, layer, [])) < 1e-5
     assert jacobian_lens(model, TOKENS).source.measured == (0, 1)
@@ -103,7 +103,7 @@ def test_a_block_that_its_form_does_not_fit_is_measured():
     texts = Prompts.of(model, TOKENS)
     blocks = survey(model, texts)
     assert blocks[0] is not None and blocks[1] is None
-    field = local_jacobians(model, texts, blocks, 8, False)
+    field = local_jacobians(model, texts, blocks, 8)
     assert relative(field.blocks[1].block(), tangent(model, 1, [])) < 1e-5
     assert jacobian_lens(model, TOKENS).source.measured == (1,)
 
@@ -163,16 +163,21 @@ def test_of_one_position_to_another_nothing_is_neglected(bridge):
     assert torch.allclose(jacobian_lens(bridge, TOKENS[:1, :2]).J, exact.J, atol=1e-5)
 
 
-def test_batches_and_lengths_do_not_matter(bridge):
-    rows = [row[:length] for row, length in zip(TOKENS, (9, 12, 14), strict=True)]
-    one, many = (jacobian_lens(bridge, rows, batch_size=size) for size in (1, 8))
-    assert torch.allclose(one.J, many.J, atol=1e-6) and torch.allclose(one.stderr, many.stderr, atol=1e-6)
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "mixtral"])
+def test_the_sums_of_batches_add_up(name):
+    model = families.build(name, SURFACES[0])
+    texts = Prompts(tuple(row[:length] for row, length in zip(TOKENS, (9, 14, 14), strict=True)))
+    blocks = survey(model, texts)
+    one, many = (local_jacobians(model, texts, blocks, size) for size in (1, 8))
+    for a, b in zip((*one.blocks, one.final), (*many.blocks, many.final), strict=True):
+        assert relative(a.block(), b.block()) < 1e-5 and a.tokens == b.tokens
 
 
-def test_the_standard_error_is_half_the_difference_of_two_halves(bridge):
+def test_it_is_the_mean_over_texts_and_so_is_its_standard_error(bridge):
     lens = jacobian_lens(bridge, TOKENS)
-    halves = [jacobian_lens(bridge, part).J for part in (TOKENS[::2], TOKENS[1::2])]
-    assert torch.allclose(lens.stderr, (halves[0] - halves[1]).abs() / 2, atol=1e-6)
+    each = torch.stack([jacobian_lens(bridge, text[None]).J for text in TOKENS])
+    assert torch.allclose(lens.J, each.mean(0), atol=1e-6)
+    assert torch.allclose(lens.stderr, each.std(0) / len(TOKENS) ** 0.5, atol=1e-6)
     assert jacobian_lens(bridge, TOKENS[:1]).stderr.isnan().all()
 
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from tl_flash import jacobian_lens
-from tl_flash.lens.mixed import Metric
+from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.mixed import Metric, mix
+from tl_flash.weights import read
 
 TOKENS = torch.randint(2, 72, (12, 14), generator=torch.Generator().manual_seed(0))
 D = 160
@@ -45,13 +47,36 @@ def test_the_metric_is_that_of_what_neurons_do_to_the_logits():
     assert metric.product(A, B) == pytest.approx(float((each[0] * each[1]).mean(1).sum()), rel=1e-4)
 
 
+def test_where_both_are_the_same_they_share_the_weight():
+    generator = torch.Generator().manual_seed(0)
+    field = torch.randn(D, D, generator=generator, dtype=torch.float64)
+    metric = Metric(torch.eye(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64))
+    assert metric.weights(field, field * (1 + 1e-7), field * (1 - 1e-7)) == pytest.approx((0.5, 0.5), abs=1e-3)
+
+
+def test_what_both_show_of_the_choice_of_texts_is_taken_off(bridge):
+    """Where the exact mean differs between texts as the mean-field lens does, it becomes that of all texts."""
+    generator = torch.Generator().manual_seed(0)
+    truth, bias = torch.randn(2, 2, 40, 40, generator=generator)
+    shifts = [torch.randn(2, 40, 40, generator=generator) for _ in range(2)]
+
+    def estimate(J):
+        return Estimate(J, torch.zeros_like(J), 4, 40)
+
+    halves = [estimate(truth + 1.5 * shift) for shift in shifts]
+    fields = [estimate(truth + 0.1 * bias + shift) for shift in shifts]
+    made = mix(read(bridge), [0, 1], estimate(truth + 0.1 * bias), halves, fields)
+    for layer in (0, 1):
+        assert float((made.J[layer] - truth[layer]).norm() / truth[layer].norm()) < 0.02
+
+
 def test_it_is_a_sum_of_the_other_two(bridge):
     lens = jacobian_lens(bridge, TOKENS, method="mixed", exact_prompts=4)
     some = TOKENS[[0, 3, 6, 9]]
-    parts = [jacobian_lens(bridge, TOKENS), jacobian_lens(bridge, some, method="exact")]
+    parts = [jacobian_lens(bridge, TOKENS), jacobian_lens(bridge, some), jacobian_lens(bridge, some, method="exact")]
     for layer in (0, 1):
         columns = torch.stack([part.at(layer).flatten() for part in parts], dim=1)
-        weights = torch.linalg.lstsq(columns, lens.at(layer).flatten()[:, None]).solution
+        weights = torch.linalg.lstsq(columns, lens.at(layer).flatten()[:, None], driver="gelsd").solution
         assert torch.allclose((columns @ weights)[:, 0], lens.at(layer).flatten(), atol=1e-5)
     assert lens.source.method == "mixed" and lens.source.prompts == 12 and lens.stderr.isfinite().all()
 

@@ -44,6 +44,7 @@ def test_all_are_there():
         "03_patching_with_clamps",
         "04_compare_models",
         "05_your_own_directions",
+        "06_what_neurons_do",
     ]
 
 

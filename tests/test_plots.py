@@ -167,6 +167,9 @@ def test_lens_effects():
     ]
     figure = plots.lens_effects(pd.DataFrame(rows, columns=columns))
     assert [values(trace.y) for trace in figure.data] == [[0.025, 0.275]] * 2 + [[0.125, 0.375]] * 2
+    frame = pd.DataFrame(rows, columns=columns).assign(ceiling=0.9)
+    dotted = [trace for trace in plots.lens_effects(frame).data if trace.name == "ceiling"]
+    assert [values(trace.y) for trace in dotted] == [[0.9, 0.9]] * 2
     with pytest.raises(ValueError, match="reading, correlation missing"):
         plots.lens_effects(pd.DataFrame(rows, columns=columns).drop(columns=["reading", "correlation"]))
 

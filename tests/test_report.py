@@ -199,6 +199,19 @@ def test_a_concept_of_the_page_is_ranked_in_full(browser, maps, models, tmp_path
 
 
 @needs_browser
+def test_a_map_through_a_lens_made_on_the_way(browser, models, tmp_path):
+    through = flash_decode(models[0], side="out", lens="auto")
+    table = concepts(models[0], ["dog"], sides=["lens"], lens="auto")
+    tested = validate(models[0], through.specialised(2), prompts=["One day,", "The"], controls=3, lens="auto")
+    page = report.write(through, tmp_path / "page.html", concepts=table, validation=tested, figures=())
+    best = [str(hit.neuron) for hit in table.hits("dog", side="lens")[:8]]
+    opened(browser, page, f"#q=dog&neuron={best[0]}")
+    assert shown(browser)[:8] == best
+    assert "through a lens" in browser.find_element("tag name", "body").text
+    assert errors(browser) == []
+
+
+@needs_browser
 def test_without_a_query_the_order_is_that_of_specialised(browser, page, maps):
     opened(browser, page)
     best = maps["base", "out"].specialised(20)

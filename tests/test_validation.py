@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from tl_flash import activation_stats, clamp, decode_directions, flash_decode, validate
+from tl_flash import activation_stats, clamp, decode_directions, flash_decode, jacobian_lens, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.evidence import COLUMNS, chance_of
 from tl_flash.evidence.labels import own_labels
@@ -225,3 +225,17 @@ def test_the_rank_of_ones_own_label_is_its_own(model):
 def test_labels_of_ones_own_that_name_nothing_are_refused(model, labels, message):
     with pytest.raises(ValueError, match=message):
         validate(model, labels, controls=2)
+
+
+def test_labels_through_a_lens_made_on_the_way(model):
+    hits = flash_decode(model, side="out", lens="auto").specialised(2, quantile=0.5)
+    options = dict(prompts=PROMPTS, controls=3)
+    auto = validate(model, hits, lens="auto", **options)
+    given = validate(model, hits, lens=jacobian_lens(model), **options)
+    assert auto.to_frame()["dlogp"].tolist() == given.to_frame()["dlogp"].tolist()
+    for options in ({}, {"lens": jacobian_lens(model, PROMPTS)}):
+        with pytest.raises(ValueError, match="the lens that the map was made with"):
+            validate(model, hits, **options)
+    plain = flash_decode(model, side="out").specialised(2, quantile=0.5)
+    with pytest.raises(ValueError, match="none where it was made without"):
+        validate(model, plain, lens="auto")

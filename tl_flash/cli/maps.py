@@ -87,7 +87,7 @@ def find(
     ] = None,
     related: Annotated[int, typer.Option(help="Of a model: nearest tokens to add.")] = 0,
     lens: Annotated[
-        Path | None, typer.Option(help="Of a model: a Jacobian lens to read what is written through.")
+        str | None, typer.Option(help="Of a model: a lens to read what is written through: its file, or auto.")
     ] = None,
     pole: Annotated[str, typer.Option(help="Of a map: positive, negative or both.")] = "both",
     as_json: Json = False,
@@ -103,10 +103,11 @@ def find(
         return
     if pole != "both":
         raise ValueError("--pole: it is of a search in a map, and a model was given; its hits have both signs")
-    from tl_flash import JacobianLens, find_neurons
+    from tl_flash import JacobianLens, find_neurons, load_model
 
-    through = None if lens is None else JacobianLens.load(lens)
-    hits = find_neurons(model_or_map, concept, sides=side, related=related, lens=through, n=n, by=by)
+    model = load_model(model_or_map, surface=None) if lens == "auto" else model_or_map
+    through = "auto" if lens == "auto" else JacobianLens.load(lens) if lens else None
+    hits = find_neurons(model, concept, sides=side, related=related, lens=through, n=n, by=by)
     print_results([hits], as_json)
 
 

@@ -58,6 +58,7 @@ def validate(
     by: By = "z",
     controls: Annotated[int, typer.Option(help="Matched random neurons a neuron.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the draw of controls.")] = 0,
+    lens: Annotated[str | None, typer.Option(help="The lens that the map was made with: its file, or auto.")] = None,
     surface: Surface = None,
     as_json: Json = False,
 ) -> None:
@@ -65,11 +66,12 @@ def validate(
 
     Example: `tl-flash validate gpt2 gpt2.safetensors -n 20`
     """
-    from tl_flash import load_model
+    from tl_flash import JacobianLens, load_model
     from tl_flash import validate as validated
 
     hits = load_map(map).specialised(n, by=by)
-    result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed)
+    through = "auto" if lens == "auto" else JacobianLens.load(lens) if lens else None
+    result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed, lens=through)
     print_results([result], as_json)
 
 

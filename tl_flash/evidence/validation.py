@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from tl_flash.clamps import (
 )
 from tl_flash.evidence.controls import Peers, against
 from tl_flash.evidence.labels import own_labels
-from tl_flash.lens import JacobianLens
+from tl_flash.lens import JacobianLens, lens_of
 from tl_flash.maps import Hit, Hits, NeuronMap
 from tl_flash.names import Neuron, NeuronKey
 from tl_flash.progress import track
@@ -114,7 +114,7 @@ def validate(
     positions: Positions = None,
     controls: int = 20,
     seed: int = 0,
-    lens: JacobianLens | None = None,
+    lens: JacobianLens | Literal["auto"] | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Validation:
@@ -139,7 +139,7 @@ def validate(
         positions: which to clamp, as in `clamp`.
         controls: how many a neuron.
         seed: of the draw of controls.
-        lens: the one that the map was made with, if it was.
+        lens: the one that the map was made with, if it was; "auto" for a map made so.
         batch_size: rows a forward pass, a row being a prompt under one clamp; by default as many as fit 2^26 logits.
         progress: a bar; by default on a terminal or in a notebook.
 
@@ -177,7 +177,8 @@ def validate(
     if isinstance(labels, Mapping) and lens is not None:
         raise ValueError("lens: labels of your own are read without one; expected none, or Hits of a map made with it")
     hits = own_labels(model, weights, labels) if isinstance(labels, Mapping) else labels
-    _require_own(weights, hits, lens)
+    through = None if lens is None else lens_of(model, lens, layers=hits.origin.layers, progress=progress)
+    _require_own(weights, hits, through, remade=lens == "auto")
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts, chat=chat)
     all_doses = _doses(model, hits, value, stats or texts)
     silent = tuple(str(hit.neuron) for hit, dose in zip(hits, all_doses, strict=True) if dose is None)
@@ -211,14 +212,15 @@ def _require_value(value: Any) -> None:
         raise ValueError(f'value: expected a number or "auto", finite, got {value!r}')
 
 
-def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None) -> None:
-    """Refuse labels that this model's weights do not give."""
+def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None, remade: bool) -> None:
+    """Refuse labels that this model's weights do not give; of a lens made anew only what it is made of must agree."""
     origin = hits.origin
     if origin.n_experts is not None:
         raise ValueError("labels: of a mixture of experts, whose neurons no hook carries; expected a dense model's map")
     if origin.side not in weights.sides:
         raise ValueError(f'labels: expected a map of side "in", "gate" or "out", got side {origin.side!r}')
-    if origin.source.lens != (None if lens is None else lens.fingerprint):
+    with_lens = origin.source.lens_made if remade else origin.source.lens
+    if with_lens != (None if lens is None else lens.source.made if remade else lens.fingerprint):
         raise ValueError("lens: expected the lens that the map was made with, and none where it was made without")
     fold_ln = origin.source.fold_ln
     unembedding = kernel.prepare(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_flash.lens.factors import Entry, Exit, attention_jacobian, mlp_jacobian
+from tl_flash.lens.factors import Entry, Exit, Sums, attention_jacobian, attention_sums, mlp_jacobian, mlp_sums
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import NORMS, Call, Passage
 
@@ -54,10 +54,8 @@ class Block:
         block = cls(module, attention, mlp, parallel)
         return block if block._holds(passage) else None
 
-    def jacobians(
-        self, passage: Passage, first: int
-    ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model d_model"]]:
-        """The sums, over all targets from position `first` on, of the Jacobians of what attention and the MLP add.
+    def sums(self, passage: Passage, first: int) -> tuple[Sums, Sums]:
+        """Of attention and the MLP, over all targets from position `first` on; those of several passages add up.
 
         Attention's is by one change of every position but the first, the MLP's by a change of its own position.
         """
@@ -67,24 +65,41 @@ class Block:
         entry, exit = _entry(before, x[:, sources]), _exit(after, _wide(passage.calls["attn"].answer)[:, targets])
         assert passage.pattern is not None
         pattern = passage.pattern[:, :, targets, sources].to(x)
-        attention = attention_jacobian(entry, exit, pattern, self._values(before), _wide(self.module.attn.W_O))
+        attention = attention_sums(entry, exit, pattern, self._values(), _wide(self.module.attn.W_O))
         before, after = self.mlp
         mid = self._mid(passage)[:, targets].flatten(0, 1)
         entry, exit = _entry(before, mid), _exit(after, _wide(passage.calls["mlp"].answer)[:, targets].flatten(0, 1))
         slopes = [slope[:, targets].flatten(0, 1) for slope in _slopes(passage)]
-        mlp = mlp_jacobian(entry, exit, slopes, self._inputs(before), _wide(self.module.mlp.W_out))
-        return _folded(attention, *self.attention), _folded(mlp, *self.mlp)
+        inputs, W_out, gain = self._mlp_weights()
+        pre = [_wide(each)[:, targets].flatten(0, 1) for each in passage.pre]
+        reads = [
+            each - _bias(each[:1], _normal(before, mid[:1]) * gain, W) for each, W in zip(pre, inputs, strict=True)
+        ]
+        return attention, mlp_sums(entry, exit, slopes, reads, inputs, W_out, gain)
 
-    def _values(self, before: Norm | None) -> Float[Tensor, "head d_model d_head"]:
-        W_V, n_heads = _wide(self.module.attn.W_V), len(self.module.attn.W_O)
-        W_V = W_V.repeat_interleave(n_heads // len(W_V), dim=0)
-        return W_V if before is None else W_V * before.gain[:, None]
+    def jacobians(
+        self, attention: Sums, mlp: Sums
+    ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model d_model"]]:
+        """Of what attention and the MLP add, summed over the targets of `sums`."""
+        return (
+            _folded(attention_jacobian(attention, _wide(self.module.attn.W_O)), *self.attention),
+            _folded(mlp_jacobian(mlp, *self._mlp_weights()), *self.mlp),
+        )
 
-    def _inputs(self, before: Norm | None) -> list[Float[Tensor, "d_mlp d_model"]]:
-        mlp = self.module.mlp
+    def _values(self) -> Float[Tensor, "head d_model d_head"]:
+        before, W_V = self.attention[0], _wide(self.module.attn.W_V)
+        W_V = W_V if before is None else W_V * before.gain[:, None]
+        return W_V.repeat_interleave(len(self.module.attn.W_O) // len(W_V), dim=0)
+
+    def _mlp_weights(
+        self,
+    ) -> tuple[list[Float[Tensor, "d_model d_mlp"]], Float[Tensor, "d_mlp d_model"], Float[Tensor, " d_model"]]:
+        """Of each pre-activation, W_out, and the gain of the norm before."""
+        mlp, before = self.module.mlp, self.mlp[0]
         gated = torch.is_tensor(getattr(mlp, "W_gate", None))
-        matrices = [_wide(W).T for W in ((mlp.W_gate, mlp.W_in) if gated else (mlp.W_in,))]
-        return matrices if before is None else [before.before(matrix) for matrix in matrices]
+        W_out = _wide(mlp.W_out)
+        inputs = [_wide(W) for W in ((mlp.W_gate, mlp.W_in) if gated else (mlp.W_in,))]
+        return inputs, W_out, W_out.new_ones(W_out.shape[1]) if before is None else before.gain
 
     def _mid(self, passage: Passage) -> Float[Tensor, "text position d_model"]:
         """What the MLP, or the norm before it, reads."""
@@ -97,11 +112,12 @@ class Block:
         x, mid, pattern = _wide(passage.entered), self._mid(passage), passage.pattern
         attention, mlp = (_wide(passage.calls[part].answer) for part in ("attn", "mlp"))
         assert pattern is not None and passage.post is not None and passage.left is not None
-        values = torch.einsum("bsd,hdk->bhsk", _normal(self.attention[0], x), self._values(self.attention[0]))
+        values = torch.einsum("bsd,hdk->bhsk", _normal(self.attention[0], x), self._values())
         mixed = torch.einsum("bhtk,hke->bte", pattern.to(x) @ values, _wide(self.module.attn.W_O))
-        n = _normal(self.mlp[0], mid)
-        pairs = [(attention, mixed), (mlp, _wide(passage.post) @ _wide(self.module.mlp.W_out))]
-        pairs += [(_wide(pre), n @ X.T) for pre, X in zip(passage.pre, self._inputs(self.mlp[0]), strict=True)]
+        inputs, W_out, gain = self._mlp_weights()
+        read = _normal(self.mlp[0], mid) * gain
+        pairs = [(attention, mixed), (mlp, _wide(passage.post) @ W_out)]
+        pairs += [(_wide(pre), read @ W) for pre, W in zip(passage.pre, inputs, strict=True)]
         written = _through(self.attention[1], attention) + _through(self.mlp[1], mlp)
         exact = (_wide(passage.left) - x - written).norm() <= tolerance * written.norm()
         return bool(exact) and all(_same_but_for_biases(*pair, tolerance) for pair in pairs) and _elementwise(passage)
@@ -165,6 +181,11 @@ def _folded(matrix: Tensor, before: Norm | None, after: Norm | None) -> Tensor:
     if after is not None:
         matrix = after.after(matrix)
     return matrix - matrix.mean(1, keepdim=True) if before is not None and before.centre else matrix
+
+
+def _bias(pre: Tensor, read: Tensor, W: Tensor) -> Tensor:
+    """What is in the pre-activations of one token, and so of all, beside what they read there."""
+    return pre - read @ W
 
 
 def _same_but_for_biases(shown: Tensor, made: Tensor, tolerance: float) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.clamps import Prompts, attached
-from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.estimate import Estimate, OverTexts
 from tl_flash.lens.passages import has_hook
 from tl_flash.lens.targets import first_target, normalised
 from tl_flash.progress import track
@@ -33,7 +33,7 @@ def exact(
 ) -> Estimate:
     """The mean over texts, and its standard error from their spread; as many texts as `max_error` needs."""
     d_model = model.W_U.shape[0]
-    sums = _Sums(len(layers), d_model)
+    sums = OverTexts(len(layers), d_model)
     batches = list(texts.batches(batch_size))
     steps = ((tokens, *step) for _, tokens in batches for step in _rows(model, tokens, layers, freeze_attention))
     n_tokens = 0
@@ -45,35 +45,6 @@ def exact(
             if max_error is not None and sums.error() <= max_error:
                 break
     return Estimate(sums.mean().float(), sums.stderr().float(), sums.texts, n_tokens)
-
-
-class _Sums:
-    """What is known so far of the mean over texts."""
-
-    def __init__(self, n_layers: int, d_model: int) -> None:
-        self.total, self.squares = torch.zeros(2, n_layers, d_model, d_model, dtype=torch.float64)
-        self.texts = 0
-
-    def add(self, rows: slice, jacobian: Float[Tensor, "layer row text d_model"]) -> None:
-        """Take in some rows of each of some texts' Jacobians."""
-        self.total[:, rows] += jacobian.sum(2).double().cpu()
-        self.squares[:, rows] += jacobian.square().sum(2).double().cpu()
-        self.texts += jacobian.shape[2] * (rows.stop == self.total.shape[1])
-
-    def mean(self) -> Tensor:
-        """Over texts."""
-        return self.total / self.texts
-
-    def stderr(self) -> Tensor:
-        """Of the mean; NaN of one text."""
-        n = self.texts
-        spread = (self.squares / n - self.mean().square()).clamp(min=0)
-        return (spread / (n - 1)).sqrt() if n > 1 else torch.full_like(spread, torch.nan)
-
-    def error(self) -> float:
-        """The largest over layers of the standard error's length over the mean's; infinite of one text."""
-        errors = self.stderr().flatten(1).norm(dim=1) / self.mean().flatten(1).norm(dim=1)
-        return float(errors.nan_to_num(nan=torch.inf).max())
 
 
 def _rows(

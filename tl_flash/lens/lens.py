@@ -37,8 +37,8 @@ class JacobianLens:
     J: Float[Tensor, "layer d_model d_model"]
     """Output coordinate, then coordinate of the change; float32."""
     stderr: Float[Tensor, "layer d_model d_model"]
-    """Standard error of J by the choice of texts, NaN of one text: of the exact mean from the spread over texts, of the
-    others half the difference of the lenses of two halves of them. What a method neglects is not in it."""
+    """Standard error of J by the choice of texts, from the spread over them, NaN of one text; of the mixed lens that of
+    its parts. What a method neglects is not in it."""
     layers: tuple[int, ...]
     source: LensSource
     signature: Float[Tensor, "matrix sample"]

@@ -46,12 +46,13 @@ def jacobian_lens(
     "exact" differentiates through the whole model, d_model backward passes a batch, and averages over texts. Its error
     is that of few texts; `stderr` tells it.
 
-    "mean_field" replaces the mean of a product by the product of means:
+    "mean_field" replaces, text by text, the mean of a product by the product of means:
 
         J_l = F . prod over m > l of (1 + B_m) (1 + A_m)        (1 + A_m + B_m where attention and MLP are parallel)
 
-    with A_m, B_m and F the mean Jacobians of what attention and the MLP of layer m add, and of the final norm. Each is
-    a mean over tokens in closed form, so forward passes are all that it takes. With n the residual stream over its root
+    with A_m, B_m and F the mean Jacobians of what attention and the MLP of layer m add, and of the final norm, over the
+    tokens of a text; the lens is the mean over texts. Each factor has a closed form, so a forward pass a text is all
+    that it takes. With n the residual stream over its root
     mean square, r one over that, gains folded into the matrices, P the attention pattern, a gated MLP f(g) u:
 
         B = W_out' [diag E(f r) U + diag E(f' u r) G - E((f u + f' u g) r n') / d]
@@ -61,11 +62,12 @@ def jacobian_lens(
     Norms after attention or MLP, LayerNorm, ungated MLPs and any elementwise activation have their like. A block that
     these forms do not reproduce on a text (a mixture of experts, linear attention, a scaled residual stream) is known
     by that, and its own mean Jacobian is measured by d_model backward passes through it alone. Neglected are: how the
-    factors of different layers, and of attention and MLP, vary together over tokens and texts; how a change moves the
-    attention patterns; that A and B are means over positions from 1 and F from 8; and that some positions hand more of
-    a change on than others. `check_lens` tells what is lost by it.
+    factors of different layers, and of attention and MLP, vary together over the tokens of a text; how a change moves
+    the attention patterns; that A and B are means over positions from 1 and F from 8; and that some positions hand more
+    of a change on than others. `check_lens` tells what is lost by it.
 
-    "mixed" adds the two, layer by layer, with the weights that bring the sum nearest to the exact mean over many texts.
+    "mixed" adds the two, layer by layer, with the weights that bring the sum nearest to the exact mean over many texts;
+    how the few texts of its exact mean differ from the rest is first taken off by what their mean-field lenses show.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
@@ -78,7 +80,7 @@ def jacobian_lens(
             takes away more noise than truth, and time.
         max_error: "exact" stops when the standard error, relative to J, is at most this in every layer.
         exact_prompts: of how many of the prompts "mixed" takes the exact mean; by default 8.
-        batch_size: prompts a forward pass.
+        batch_size: prompts a forward pass of "exact" and "mixed"; the mean-field lens takes one at a time.
         progress: a bar; by default on a terminal or in a notebook.
 
     Returns:
@@ -114,7 +116,7 @@ def jacobian_lens(
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
     start = time.perf_counter()
     if method == "mean_field":
-        made = mean_field(model, texts, chosen, batch_size=batch_size, progress=progress)
+        made = mean_field(model, texts, chosen, progress=progress)
     else:
         options: dict[str, Any] = {
             "freeze_attention": freeze_attention,

@@ -1,4 +1,4 @@
-"""The mean-field lens: the product of the blocks' own mean Jacobians, from forward passes alone."""
+"""The mean-field lens: the product of the blocks' own mean Jacobians over each text, from forward passes alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_flash.clamps import Prompts
 from tl_flash.lens.blocks import Block
-from tl_flash.lens.estimate import Estimate
+from tl_flash.lens.estimate import Estimate, OverTexts
+from tl_flash.lens.factors import Sums
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import Passage, passages
 from tl_flash.lens.targets import final_norm, first_target
@@ -23,29 +24,22 @@ _ROWS = 16
 Square = Float[Tensor, "d_model d_model"]
 
 
-def mean_field(
-    model: Any, texts: Prompts, layers: Sequence[int], *, batch_size: int = 8, progress: bool | None = None
-) -> Estimate:
-    """The lens, and half the difference of those of every other text and of the rest."""
+def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: bool | None = None) -> Estimate:
+    """The mean over texts of the lens of each, and its standard error from their spread; one text is held at a time."""
     blocks = survey(model, texts)
-    parts = [part for part in (texts.rows[::2], texts.rows[1::2]) if part]
-    halves = [local_jacobians(model, Prompts(part), blocks, batch_size, progress) for part in parts]
-    fields = [MeanField.of_all(halves), *halves]
-    J = torch.empty(len(layers), *halves[0].final.parts[0].shape)
-    stderr = torch.full_like(J, torch.nan)
-    for layer, products in chains(fields):
-        if layer in layers:
-            at = layers.index(layer)
-            J[at] = products[0].float().cpu()
-            if len(halves) == 2:
-                stderr[at] = (products[1] - products[2]).abs().float().cpu() / 2
+    d_model = model.W_U.shape[0]
+    sums = OverTexts(len(layers), d_model)
+    for row in track(texts.rows, "mean-field lens", progress):
+        made = dict(chain(local_jacobians(model, Prompts((row,)), blocks, 1)))
+        sums.add(slice(0, d_model), torch.stack([made[layer] for layer in layers])[:, :, None])
     measured = tuple(layer for layer, block in enumerate(blocks) if block is None)
-    return Estimate(J, stderr, len(texts.rows), sum(map(len, texts.rows)), measured)
+    tokens = sum(map(len, texts.rows))
+    return Estimate(sums.mean().float(), sums.stderr().float(), len(texts.rows), tokens, measured)
 
 
-def field_of(model: Any, texts: Prompts, batch_size: int, progress: bool | None = None) -> MeanField:
-    """The local mean Jacobians over texts."""
-    return local_jacobians(model, texts, survey(model, texts), batch_size, progress)
+def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
+    """The local mean Jacobians over all texts together."""
+    return local_jacobians(model, texts, survey(model, texts), batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +48,6 @@ class Local:
 
     parts: tuple[Square, ...]
     tokens: int
-
-    @classmethod
-    def of_all(cls, several: Sequence[Local]) -> Local:
-        """Those over the tokens of all."""
-        tokens = sum(each.tokens for each in several)
-        columns = zip(*(each.parts for each in several), strict=True)
-        means = [sum(part * each.tokens / tokens for part, each in zip(c, several, strict=True)) for c in columns]
-        return cls(tuple(map(torch.as_tensor, means)), tokens)
 
     def block(self) -> Square:
         """The mean Jacobian of the residual stream after the block by that before it."""
@@ -78,50 +64,55 @@ class MeanField(NamedTuple):
     final: Local
     """Of the final norm, without its gain."""
 
-    @classmethod
-    def of_all(cls, fields: Sequence[MeanField]) -> MeanField:
-        """Those over the texts of all."""
-        columns = zip(*(field.blocks for field in fields), strict=True)
-        return cls([Local.of_all(column) for column in columns], Local.of_all([field.final for field in fields]))
+
+def chain(field: MeanField) -> Iterator[tuple[int, Square]]:
+    """The lens of each layer, from the last to the first: the final norm's Jacobian times all later blocks'."""
+    product = field.final.parts[0]
+    for layer in reversed(range(len(field.blocks))):
+        yield layer, product
+        for part in reversed(field.blocks[layer].parts):
+            product = product + product @ part
 
 
-def chains(fields: Sequence[MeanField]) -> Iterator[tuple[int, list[Square]]]:
-    """The lenses of each layer, from the last to the first: the final norm's Jacobian times all later blocks'."""
-    products = [field.final.parts[0] for field in fields]
-    for layer in reversed(range(len(fields[0].blocks))):
-        yield layer, products
-        products = [product @ field.blocks[layer].block() for product, field in zip(products, fields, strict=True)]
-
-
-def local_jacobians(
-    model: Any, texts: Prompts, blocks: Sequence[Block | None], batch_size: int, progress: bool | None
-) -> MeanField:
+def local_jacobians(model: Any, texts: Prompts, blocks: Sequence[Block | None], batch_size: int) -> MeanField:
     """The mean over tokens of each block's and the final norm's Jacobians, holding one batch of one layer at a time."""
     numeric = frozenset(layer for layer, block in enumerate(blocks) if block is None)
     norm = final_norm(model)
-    sums: dict[int, tuple[list[Square], int]] = {}
+    sums: dict[int, tuple[Tensor, ...]] = {}
+    counts: dict[int, int] = {}
 
-    def add(layer: int, parts: tuple[Square, ...], tokens: int) -> None:
-        before, count = sums.get(layer, ([torch.zeros_like(part) for part in parts], 0))
-        sums[layer] = [old + new for old, new in zip(before, parts, strict=True)], count + tokens
+    def add(layer: int, tokens: int, *parts: Tensor) -> None:
+        before = sums.get(layer)
+        sums[layer] = parts if before is None else tuple(old + new for old, new in zip(before, parts, strict=True))
+        counts[layer] = counts.get(layer, 0) + tokens
 
     def take(layer: int, passage: Passage) -> None:
         block, left = blocks[layer], passage.left
         assert left is not None
-        texts_here, length, _ = left.shape
-        n_targets = texts_here * (length - 1)
+        n_texts, length, _ = left.shape
+        n_targets = n_texts * (length - 1)
         if block is None:
-            add(layer, (_measured(passage),), n_targets)
+            add(layer, n_targets, _measured(passage))
         else:
-            attention, mlp = block.jacobians(passage, 1)
-            add(layer, (attention + mlp,) if block.parallel else (attention, mlp), n_targets)
+            attention, mlp = block.sums(passage, 1)
+            add(layer, n_targets, *attention, *mlp)
         if layer == len(blocks) - 1:
             outputs = left.detach()[:, first_target(length) :].flatten(0, 1)
-            add(len(blocks), (_of_norm(norm, outputs),), len(outputs))
+            add(len(blocks), len(outputs), _of_norm(norm, outputs))
 
-    for _, tokens in track(list(texts.batches(batch_size)), "mean-field lens", progress):
+    def parts(layer: int, block: Block | None) -> tuple[Square, ...]:
+        if block is None:
+            return sums[layer]
+        inner, outer, *mlp = sums[layer]
+        jacobians = block.jacobians(Sums(inner, outer), Sums(*mlp))
+        return (jacobians[0] + jacobians[1],) if block.parallel else jacobians
+
+    for _, tokens in texts.batches(batch_size):
         passages(model, tokens, take, moved=numeric)
-    means = [Local(tuple(part / count for part in parts), count) for _, (parts, count) in sorted(sums.items())]
+    means = [
+        Local(tuple(part / counts[layer] for part in parts(layer, block)), counts[layer])
+        for layer, block in enumerate((*blocks, None))
+    ]
     return MeanField(means[:-1], means[-1])
 
 

@@ -16,6 +16,8 @@ from tl_flash.lens.mean_field import mean_field
 from tl_flash.lens.targets import vocabulary_covariance
 from tl_flash.weights import MLPWeights
 
+_RIDGE = 1e-6
+
 
 def mixed(
     model: Any,
@@ -28,20 +30,40 @@ def mixed(
     batch_size: int = 8,
     progress: bool | None = None,
 ) -> Estimate:
-    """The weighted sum of the two that is nearest, layer by layer, to the exact mean over all texts like these."""
-    some = _spread(texts, exact_prompts)
+    """The mean-field lens of all texts and the exact mean of some, mixed."""
+    some = spread(texts, exact_prompts)
+    parts = [Prompts(part) for part in (some[::2], some[1::2])]
     halves = [
-        exact(model, Prompts(part), layers, freeze_attention=freeze_attention, batch_size=batch_size, progress=progress)
-        for part in (some[::2], some[1::2])
+        exact(model, part, layers, freeze_attention=freeze_attention, batch_size=batch_size, progress=progress)
+        for part in parts
     ]
-    field = mean_field(model, texts, layers, batch_size=batch_size, progress=progress)
+    fields = [mean_field(model, part, layers, progress=progress) for part in (texts, *parts)]
+    return mix(weights, layers, fields[0], halves, fields[1:])
+
+
+def mix(
+    weights: MLPWeights, layers: Sequence[int], field: Estimate, halves: Sequence[Estimate], fields: Sequence[Estimate]
+) -> Estimate:
+    """The weighted sum that is nearest, layer by layer, to the exact mean over all texts like these.
+
+    How the few texts of the exact mean differ from all texts shows in their mean-field lenses too, so it is taken off
+    by that first: the mean-field lens as a control variate. Then the two lenses are weighted.
+
+    Args:
+        weights: of the model.
+        layers: of the estimates.
+        field: the mean-field lens of all texts.
+        halves: the exact means of as many texts each, none in both.
+        fields: the mean-field lenses of the same texts as `halves`.
+    """
     J, stderr = torch.empty_like(field.J), torch.empty_like(field.J)
-    metric = vocabulary_covariance(weights)
+    output = vocabulary_covariance(weights)
     for i, layer in enumerate(layers):
-        a, b = (half.J[i] for half in halves)
-        parts = [field.J[i], (a + b) / 2]
-        of_field, of_exact = Metric(metric, _write_metric(weights, layer)).weights(field.J[i], a, b)
-        J[i] = of_field * parts[0] + of_exact * parts[1]
+        metric = Metric(output, _write_metric(weights, layer))
+        slope = metric.slope(halves[0].J[i] - halves[1].J[i], fields[0].J[i] - fields[1].J[i])
+        a, b = (half.J[i] - slope * (own.J[i] - field.J[i]) for half, own in zip(halves, fields, strict=True))
+        of_field, of_exact = metric.weights(field.J[i], a, b)
+        J[i] = of_field * field.J[i] + of_exact * (a + b) / 2
         stderr[i] = ((of_field * field.stderr[i]).square() + (of_exact * (a - b) / 2).square()).sqrt()
     return field._replace(J=J, stderr=stderr)
 
@@ -61,20 +83,26 @@ class Metric(NamedTuple):
         """The sum over neurons."""
         return float(((self.output @ A.double() @ self.input) * B.double()).sum())
 
+    def slope(self, noise: Tensor, shown: Tensor) -> float:
+        """How much of `noise` there is for each of `shown`, by least squares."""
+        return self.product(noise, shown) / max(self.product(shown, shown), torch.finfo(torch.float64).tiny)
+
     def weights(self, field: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
         """Of the mean-field lens and of the mean of two independent exact ones: by least squares.
 
         The truth is not known, but its product with `field` is that of the exact mean on average, and its product with
-        the exact mean is that of its two halves, whose errors are independent.
+        the exact mean is that of its two halves, whose errors are independent. Where the two lenses are the same, as
+        after the last layer, a trace of ridge shares the weight between them.
         """
         X = (a + b) / 2
         cross, own = self.product(field, X), self.product(a, b)
         gram = torch.tensor([[self.product(field, field), cross], [cross, self.product(X, X)]], dtype=torch.float64)
-        of_field, of_exact = torch.linalg.lstsq(gram, torch.tensor([cross, own], dtype=torch.float64)).solution.tolist()
+        gram += _RIDGE * gram.trace() * torch.eye(2)
+        of_field, of_exact = torch.linalg.solve(gram, torch.tensor([cross, own], dtype=torch.float64)).tolist()
         return of_field, of_exact
 
 
-def _spread(texts: Prompts, n: int) -> tuple[Tensor, ...]:
+def spread(texts: Prompts, n: int) -> tuple[Tensor, ...]:
     """That many of the texts, at even distances."""
     if isinstance(n, bool) or not isinstance(n, int) or not 2 <= n <= len(texts.rows):
         raise ValueError(

@@ -65,7 +65,3 @@ class Norm:
         if self.centre:
             matrix = matrix - matrix.mean(0)
         return self.gain[:, None] * matrix
-
-    def before(self, matrix: Float[Tensor, "d d_model"]) -> Float[Tensor, "d d_model"]:
-        """The gain on the input of a matrix that lacks it."""
-        return matrix * self.gain

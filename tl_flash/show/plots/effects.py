@@ -214,7 +214,8 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
     Args:
         frame: as `check_lens` gives it: columns `layer`, `dose` (of the clamp, in standard deviations of hook_post),
             `reading` ("plain", "lens", or another name) and `correlation` (over the vocabulary, of the reading with the
-            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr`, where it is there.
+            measured change of the log-probabilities); bars are 1.96 of `correlation_stderr` and a dotted line is the
+            `ceiling`, where they are there.
         theme: "light" or "dark".
 
     Raises:
@@ -242,11 +243,16 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
         panels,
         colours,
         "How well a write reading predicts what a clamp does",
-        "correlation over the vocabulary with the measured change of the log-probabilities, by the dose clamped to",
+        "correlation over the vocabulary with the measured change, by the dose clamped to",
     )
     looks = {"lens": (colours.blue, "through the Jacobian lens"), "plain": (colours.orange, "W_out alone")}
-    for column, dose in enumerate(doses, start=1):
-        for i, (reading, rows) in enumerate(frame[frame["dose"] == dose].groupby("reading")):
+    looks |= {
+        "mean_field": (colours.blue, "mean-field lens"),
+        "exact": (colours.cycle[2], "exact lens"),
+        "mixed": (colours.cycle[3], "mixed lens"),
+    }
+    for column, (_, at_dose) in enumerate(frame.groupby("dose"), start=1):
+        for i, (reading, rows) in enumerate(at_dose.groupby("reading")):
             colour, name = looks.get(str(reading), (colours.cycle[2 + i % 4], quoted(str(reading))))
             panels.add_scatter(
                 x=rows["layer"],
@@ -259,6 +265,21 @@ def lens_effects(frame: pd.DataFrame, *, theme: str = "light") -> go.Figure:
                 line={"color": colour, "width": 2.5},
                 marker={"size": 8},
                 hovertemplate=f"layer %{{x}}<br>{name}<br>correlation %{{y:.2f}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+        known = at_dose.dropna(subset=["ceiling"]) if "ceiling" in frame else at_dose.head(0)
+        if len(known):
+            ceiling = known.groupby("layer", as_index=False)["ceiling"].first()
+            panels.add_scatter(
+                x=ceiling["layer"],
+                y=ceiling["ceiling"],
+                name="ceiling",
+                legendgroup="ceiling",
+                showlegend=column == 1,
+                mode="lines",
+                line={"color": colours.muted, "width": 1.5, "dash": "dot"},
+                hovertemplate="layer %{x}<br>ceiling %{y:.2f}<extra></extra>",
                 row=1,
                 col=column,
             )
