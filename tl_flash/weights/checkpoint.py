@@ -15,7 +15,7 @@ from tl_flash.weights.files import Files
 from tl_flash.weights.formats.gguf import GGUFTensors, opened_gguf
 from tl_flash.weights.formats.safetensors import Opened, Shards
 from tl_flash.weights.found import Found, found
-from tl_flash.weights.gguf_files import gguf_files
+from tl_flash.weights.gguf_files import files_of
 from tl_flash.weights.layouts import Layout, Size
 from tl_flash.weights.llama_cpp import EMBEDDING, config_of, gguf_layout, gguf_tokenizer
 from tl_flash.weights.mlp import MLPWeights, UnembeddingWeights
@@ -65,9 +65,9 @@ def checkpoint_layout(checkpoint: str | Path) -> Layout:
         FileNotFoundError: no such folder or model.
         ValueError: a class that transformers lacks, or whose models' neurons cannot be read.
     """
-    files = gguf_files(checkpoint)
-    if files is None:
-        return _found_of(Files(checkpoint)).saved
+    files = files_of(checkpoint)
+    if isinstance(files, Files):
+        return _found_of(files).saved
     seen, tensors, arch = _found_of_gguf(str(checkpoint), files)
     return gguf_layout(seen, tensors, arch)
 
@@ -110,8 +110,8 @@ class Held:
 
 def held_by(checkpoint: str | Path) -> Held:
     """A checkpoint in whatever format; see `read_checkpoint`."""
-    files = gguf_files(checkpoint)
-    return _in_safetensors(Files(checkpoint)) if files is None else _in_gguf(str(checkpoint), files)
+    files = files_of(checkpoint)
+    return _in_safetensors(files) if isinstance(files, Files) else _in_gguf(str(checkpoint), files)
 
 
 def _in_safetensors(files: Files) -> Held:

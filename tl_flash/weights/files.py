@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -57,6 +62,11 @@ class Files:
         if name not in self._found:
             self._found[name] = self._fetch(name) if self._on_hub else self._local(name)
         return self._found[name]
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether the hub could not be asked for a file that is not in the cache."""
+        return isinstance(self._unreachable, LocalEntryNotFoundError)
 
     def need(self, name: str, why: str) -> Path:
         """Where a file is.

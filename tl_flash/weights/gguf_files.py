@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from tl_flash.weights.files import Files, is_on_hub
 from tl_flash.weights.formats.safetensors import INDEX, SINGLE
@@ -16,36 +16,32 @@ from tl_flash.weights.formats.safetensors import INDEX, SINGLE
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
-def gguf_files(checkpoint: str | Path) -> tuple[Path, ...] | None:
-    """The files of a checkpoint in GGUF, the parts of a split one in order; None where it is in another format.
+def files_of(checkpoint: str | Path) -> tuple[Path, ...] | Files:
+    """The files of a checkpoint in GGUF, the parts of a split one in order; those of one in another format as `Files`.
 
     Args:
-        checkpoint: a .gguf file, a folder or a name on the hub that hold one and no safetensors, or on the hub
-            "owner/name/file.gguf".
+        checkpoint: a .gguf file, a folder that holds one and no safetensors, a name on the hub that holds one and no
+            config.json, or on the hub "owner/name/file.gguf".
 
     Raises:
         TypeError: neither text nor a path.
         FileNotFoundError: no such file or model, or a part is missing.
         ValueError: several .gguf files, so that one has to be named.
     """
-    if not isinstance(checkpoint, str | Path):
-        return None
     name = str(checkpoint)
-    if name.endswith(".gguf"):
+    if isinstance(checkpoint, str | Path) and name.endswith(".gguf"):
         return _named(name)
+    files = Files(checkpoint)
     if os.path.isdir(checkpoint):
         folder = Path(checkpoint)
         if any((folder / own).is_file() for own in (INDEX, SINGLE)):
-            return None
+            return files
         only = _only(name, (path.name for path in folder.glob("*.gguf")))
-        return None if only is None else tuple(folder / part for part in _parts(only))
-    if not os.path.isfile(checkpoint) and is_on_hub(checkpoint):
-        files = Files(checkpoint)
-        if any(files.find(own) is not None for own in (INDEX, SINGLE)):
-            return None
-        only = _only(name, _listed(name))
-        return None if only is None else tuple(_fetched(name, part) for part in _parts(only))
-    return None
+        return files if only is None else tuple(folder / part for part in _parts(only))
+    if files.find("config.json") is not None or files.is_out_of_reach:
+        return files
+    only = _only(name, (own for own in huggingface_hub.list_repo_files(name) if own.endswith(".gguf")))
+    return files if only is None else tuple(_fetched(name, part) for part in _parts(only))
 
 
 def _named(name: str) -> tuple[Path, ...]:
@@ -80,13 +76,6 @@ def _only(checkpoint: str, names: Iterable[str]) -> str | None:
         listed = ", ".join(f"{checkpoint.rstrip('/')}/{name}" for name in models)
         raise ValueError(f"{checkpoint}: {len(models)} models in GGUF, expected one; give one of {listed}")
     return models[0] if models else None
-
-
-def _listed(model: str) -> list[str]:
-    try:
-        return [name for name in huggingface_hub.list_repo_files(model) if name.endswith(".gguf")]
-    except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError):  # what is wrong, the next file asked for tells
-        return []
 
 
 def _fetched(model: str, name: str) -> Path:

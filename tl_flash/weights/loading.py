@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tl_flash.devices import device_of, dtype_of
 from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub, read_json, require_tokenizer
 from tl_flash.weights.formats.gguf import Header
-from tl_flash.weights.gguf_files import gguf_files
+from tl_flash.weights.gguf_files import files_of
 from tl_flash.weights.llama_cpp import gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ def load_model(
         surface = "bridge" if find_spec("transformer_lens.model_bridge") else "hooked"
     if surface not in SURFACES:
         raise ValueError(f"surface: expected one of {', '.join(map(repr, SURFACES))}, got {surface!r}")
-    files = gguf_files(source)
-    local, path, name = files is None and not is_on_hub(source), Path(source), str(source)
     options = {
         "device": str(device_of(device) or "cpu"),
         "dtype": dtype_of("float32" if dtype is None else dtype),
     }
-    if files is not None:
+    files = files_of(source)
+    local, path, name = not isinstance(files, tuple) and not is_on_hub(source), Path(source), str(source)
+    if isinstance(files, tuple):
         return _from_gguf(files, surface, options)
     if local:
         if not (path / "config.json").is_file():
