@@ -1,5 +1,6 @@
 """Which neurons are about a concept: against float64, against the nulls, and what is refused."""
 
+import copy
 import math
 
 import numpy as np
@@ -301,8 +302,6 @@ def test_experts_are_found_by_name():
 
 
 def test_a_dead_neuron_is_never_found():
-    import copy
-
     model = copy.deepcopy(families.build("llama", "hf"))
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[:, 7] = 0
@@ -350,7 +349,7 @@ def test_weights_of_any_size_are_relative(bridge, weight):
 
 
 def test_pruned_neurons_take_no_place_and_no_p_value_from_the_others():
-    model = families.build("llama", "hf")
+    model = copy.deepcopy(families.build("llama", "hf"))
     with torch.no_grad():
         down = model.model.layers[0].mlp.down_proj.weight
         down[:, 4:] = 0

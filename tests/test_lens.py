@@ -42,6 +42,14 @@ def test_the_model_is_left_as_it_was(bridge):
     assert all(parameter.grad is None for parameter in bridge.parameters())
 
 
+@pytest.mark.parametrize("method", ["mean_field", "exact"])
+@pytest.mark.parametrize("surface", SURFACES)
+def test_a_model_can_be_copied_after_a_lens(surface, method):
+    model = copy.deepcopy(families.build("gpt2", surface))
+    jacobian_lens(model, PROMPTS, method=method)
+    copy.deepcopy(model)
+
+
 def test_round_trip(bridge, tmp_path):
     lens = exact_lens(bridge, PROMPTS)
     lens.save(tmp_path / "lens.safetensors")

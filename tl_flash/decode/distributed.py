@@ -65,8 +65,9 @@ def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
     Raises:
         ValueError: an unknown device, or more processes on this machine than CUDA devices.
     """
-    chosen = device_of(device)
-    if not dist.is_torchelastic_launched():
+    together = dist.is_torchelastic_launched()
+    chosen = torch.device("cuda") if together and str(device) == "cuda" else device_of(device)
+    if not together:
         yield Ranks(0, 1, chosen)
         return
     if chosen is None:

@@ -15,7 +15,7 @@ from tl_flash.lens.estimate import Estimate, OverTexts
 from tl_flash.lens.passages import has_hook
 from tl_flash.lens.targets import first_target, normalised
 from tl_flash.progress import track
-from tl_flash.weights import measuring
+from tl_flash.weights import differentiating
 
 _ROWS = 16
 """Rows of J that one backward pass gives."""
@@ -75,7 +75,7 @@ def _rows(
     if freeze_attention:
         patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(min(layers) + 1, last + 1)]
         hooks += [(name, lambda pattern, hook: pattern.detach()) for name in patterns if has_hook(model, name)]
-    with ExitStack() as stack, measuring(model), torch.enable_grad():
+    with ExitStack() as stack, differentiating(model):
         stack.enter_context(attached(model, hooks))
         model(tokens.to(device), return_type=None, stop_at_layer=last + 1)
         output = normalised(model, final[-1][:, first_target(length) :]).mean(1)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps import attached, hook_point
-from tl_flash.weights import measuring
+from tl_flash.weights import differentiating
 
 NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 PRE_ACTIVATIONS = ("hook_pre", "hook_pre_linear")
@@ -68,7 +68,7 @@ def passages(
         seen.add(layer)
         take(layer, passage)
 
-    with ExitStack() as stack, measuring(model), torch.enable_grad():
+    with ExitStack() as stack, differentiating(model):
         for layer, block in enumerate(model.blocks):
             stack.enter_context(_watched(model, block, layer, counted, layer in moved))
         model(tokens.to(model.W_U.device), return_type=None, stop_at_layer=len(model.blocks))

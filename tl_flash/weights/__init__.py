@@ -15,7 +15,7 @@ from tl_flash.weights.layouts import Layout
 from tl_flash.weights.loading import load_model
 from tl_flash.weights.memory import model_layout, read_model, read_model_unembedding
 from tl_flash.weights.mlp import Layer, MLPWeights, UnembeddingWeights, chosen_layers, require_side
-from tl_flash.weights.running import measuring
+from tl_flash.weights.running import differentiating, measuring
 
 __all__ = [
     "Layer",
@@ -25,6 +25,7 @@ __all__ = [
     "UnembeddingWeights",
     "chosen_layers",
     "combined",
+    "differentiating",
     "digest",
     "fingerprint",
     "layout",

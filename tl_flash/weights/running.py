@@ -24,9 +24,7 @@ def measuring(model: Any) -> Iterator[None]:
         ...     model("One day,").requires_grad
         False
     """
-    wrapped = getattr(model, "original_model", None)
-    modules = [*model.modules(), *(wrapped.modules() if isinstance(wrapped, torch.nn.Module) else ())]
-    modes = {module: module.training for module in modules}
+    modes = {module: module.training for module in _modules(model)}
     model.eval()
     try:
         with torch.no_grad():
@@ -34,3 +32,27 @@ def measuring(model: Any) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def differentiating(model: Any) -> Iterator[None]:
+    """`measuring`, where gradients are taken all the same.
+
+    Modules that keep what they computed, as a bridge's attention keeps its pattern, are left with the values alone: a
+    model that holds a graph can be neither copied nor freed of it.
+    """
+    with measuring(model):
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for module in _modules(model):
+                for name, kept in vars(module).items():
+                    if isinstance(kept, torch.Tensor) and kept.grad_fn is not None:
+                        setattr(module, name, kept.detach())
+
+
+def _modules(model: Any) -> list[torch.nn.Module]:
+    """All of a model's, also those of the Hugging Face model behind a bridge."""
+    wrapped = getattr(model, "original_model", None)
+    return [*model.modules(), *(wrapped.modules() if isinstance(wrapped, torch.nn.Module) else ())]
