@@ -800,6 +800,31 @@ def test_an_unembedding_that_was_not_measured_before(n, dtype, by_token):
         torch.testing.assert_close(getattr(ours, name), getattr(usual, name), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+def test_few_directions_see_what_no_version_counts(by_token):
+    x, W_U, _ = draw(3, 48, 1300)
+    W_U = W_U.T.contiguous().T if by_token else W_U
+    first = prepare(W_U, keep=False)
+    decode(x, first)
+    assert prepare(W_U, keep=False).measures is first.measures, "found again"
+
+    def scaled(W):
+        W.mul_(3)
+
+    def moved(W):
+        W[:, 5] += 4
+
+    for change in (scaled, moved):
+        change(W_U.data)
+        ours, fresh = decode(x, prepare(W_U, keep=False)), decode(x, prepare(W_U.clone(), keep=False))
+        assert torch.equal(ours.ids, fresh.ids)
+        for name in STATISTICS:
+            torch.testing.assert_close(getattr(ours, name), getattr(fresh, name), rtol=2e-6, atol=2e-6)
+    W_U.data[7, 9] = math.nan
+    with pytest.raises(ValueError, match="W_U: expected finite weights"):
+        decode(x, prepare(W_U, keep=False))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("by_token", [False, True])
 def test_weights_that_are_not_finite_are_refused_by_the_first_decode(value, by_token):

@@ -54,9 +54,13 @@ def measure(W_U: Tensor, rows: Tensor | None = None, scores: Tensor | None = Non
     typical = some.square().sum(0).mean().sqrt().item()
     ordinary = _ORDINARY[0] < typical < _ORDINARY[1] and W_U.dtype != torch.float64
     passing = _by_token if W_U.stride(0) == 1 else _by_coordinate
-    total, lengths = passing(W_U, torch.float32 if ordinary else torch.float64, rows, scores)
-    if ordinary and not torch.isfinite(lengths).all():  # squares beyond float32, or weights that are not finite
+    total = lengths = None
+    if ordinary:
+        total, lengths = passing(W_U, torch.float32, rows, scores)
+    if total is None or lengths is None or not torch.isfinite(lengths).all():  # not ordinary, or not finite
         total, lengths = passing(W_U, torch.float64, None, None)
+        if rows is not None and scores is not None:
+            torch.mm(rows, W_U.float(), out=scores)
     return Measures(None, total / W_U.shape[1], upper_float32(lengths), checked_size(total, lengths))
 
 

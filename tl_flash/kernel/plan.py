@@ -18,8 +18,8 @@ from tl_flash.kernel.rescore import pair_bytes, pairs_within
 from tl_flash.kernel.screens import Screen
 from tl_flash.kernel.unembedding import Unembedding
 
-WORK = {"cpu": 2**21, "cuda": 2**24}  # scores that are reduced at a time
-TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
+WORK = {"cpu": 2**19, "cuda": 2**24}  # scores that are reduced at a time
+TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
 MOST_ROWS = {"cpu": 512, "cuda": 4096}
 FAN = 8  # blocks in a group
 FEW_ROWS = 256  # fewer make a product of matrices slow
@@ -114,7 +114,7 @@ def _candidates_needed(u: Unembedding, screen: Screen, k: int) -> int:
     kth = math.sqrt(2 * math.log(u.d_vocab / k))
     of_rows = 0.42 * screen.rounding  # root mean square of what rounding takes from a number, beside it
     of_weights = 0.0
-    if screen.residual is not None:
+    if screen.dtype != torch.float32 and screen.residual is not None:
         of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
     error = math.sqrt(u.d_model) * (of_rows + of_weights + screen.accumulation) + screen.rounding * kth
     mixed_in = k * math.expm1(min(kth * error, 4))

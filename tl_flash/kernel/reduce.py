@@ -65,12 +65,13 @@ def reduce(
         ordered = _ordered(scores[rows], work.powers).unflatten(1, (-1, blocks))
         _block_extremes(ordered, never, scores.dtype, extremes[:, rows])
         real = scores[rows, :d_vocab]
-        wide = work.float32[: real.numel()].view(real.shape).copy_(real)
+        wide = work.float32[: real.numel()].view(real.shape)
         if slope is not None:
-            sums[2:, rows] = _exp_sums(wide, work.powers[: real.numel()].view(real.shape))
-        if mean is not None:
-            wide -= mean[rows]
-        sums[0, rows], sums[1, rows] = _power_sums(wide)
+            exact = real if real.dtype == torch.float32 else wide.copy_(real)
+            sums[2:, rows] = _exp_sums(exact, work.powers[: real.numel()].view(real.shape), tilted=exact is wide)
+        sums[0, rows], sums[1, rows] = _power_sums(
+            wide.copy_(real) if mean is None else torch.sub(real, mean[rows], out=wide)
+        )
     if slope is None:
         nothing = torch.full_like(sums[2:4], math.nan)
         return Reduced(extremes, sums[0], sums[1], nothing, nothing)
@@ -122,11 +123,16 @@ def _power_sums(centred: Tensor) -> tuple[Tensor, Tensor]:
     return squares, centred.square_().sum(1)
 
 
-def _exp_sums(scores: Tensor, work: Tensor) -> Tensor:
-    """Sums of exp(score) and of exp(-score), then of these times the score, float32 [4, n], from one exponential."""
+def _exp_sums(scores: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
+    """Sums of exp(score) and of exp(-score), then of these times the score, float32 [4, n], from one exponential.
+
+    The latter are of use where scores were rounded, and zero elsewhere.
+    """
     powers = torch.exp(scores, out=work)
-    above, above_tilted = powers.sum(1), torch.linalg.vecdot(powers, scores)
+    above, above_tilted = powers.sum(1), torch.linalg.vecdot(powers, scores) if tilted else None
     below = powers.reciprocal_().sum(1)
+    if above_tilted is None:
+        return torch.stack([above, below, torch.zeros_like(above), torch.zeros_like(above)])
     return torch.stack([above, below, above_tilted, torch.linalg.vecdot(powers, scores)])
 
 

@@ -116,7 +116,8 @@ class _Tiles:
     def of(self, n: int) -> Tile:
         """What n directions more are screened with."""
         self.rows += n
-        return self.plain if self.u.bf16_from is None or self.rows < self.u.bf16_from else self.fast
+        many = self.u.bf16_from is not None and self.rows >= self.u.bf16_from
+        return self.fast if many and self.u.kept.state[1] is not None else self.plain
 
     @cached_property
     def plain(self) -> Tile:

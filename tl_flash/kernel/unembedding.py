@@ -183,8 +183,9 @@ def prepare(
         ignore: ids that are never reported. Statistics still run over the whole vocabulary.
         device: where to compute; W_U is moved there. By default where it is.
         precision: "exact" proves the tokens of every row, "fast" leaves out the proof.
-        keep: look for what was found before, measure W_U now, and keep it. False leaves W_U to the first decode, which
-            for a few directions reads it once in all, and keeps nothing; weights that are not finite are refused then.
+        keep: read W_U now, to measure it or to see that it is as it was. False leaves that to the decode, which for a
+            few directions reads it once in all: it goes by the version that torch counts, and measures W_U anew where
+            the mean of the directions' scores is not the one expected. Weights that are not finite are refused then.
 
     Raises:
         TypeError: W_U or gain is not a float tensor, or ignore holds something other than ids.
@@ -219,7 +220,7 @@ def prepare(
         ignored=ignored,
         reportable=reportable,
         bf16_from=int(ROWS_TO_PAY * len(W_U)) if screens_in_bf16(W_U) else None,
-        kept=kept(W_U, how) if keep else Kept((0, 0)),
+        kept=kept(W_U, how, summed=keep),
     )
     if keep:
         _ = prepared.measures
