@@ -15,7 +15,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from benchmarks.contenders import OURS, SHAPES, Shape, contenders
-from benchmarks.measure import device_name, exponent, peak_extra_mib
+from benchmarks.measure import device_name, exponent, peak_extra_mib, stem
 from tl_flash.bench import draw, interleaved
 from tl_flash.kernel import decode, prepare, screens
 
@@ -59,7 +59,7 @@ def main() -> None:
         screens.multiplies_bf16_faster = lambda device: False
         name += ", no bf16"
     print(f"{name}; torch {torch.__version__}\n")
-    stem = args.output / re.sub(r"\W+", "-", name).strip("-").lower()
+    base = args.output / stem(name)
     args.output.mkdir(parents=True, exist_ok=True)
     speed = []
     for shape in chosen:
@@ -67,14 +67,14 @@ def main() -> None:
         most_rows = args.most_rows or (1024 if device.type == "cpu" else rows)
         speed += race(shape, rows, most_rows, args.rounds, args.skip, device)
     if chosen:
-        pd.DataFrame(speed).to_csv(f"{stem}-speed.csv", index=False)
+        pd.DataFrame(speed).to_csv(f"{base}-speed.csv", index=False)
     if grows:
-        pd.DataFrame(growth(args.rounds, device)).to_csv(f"{stem}-growth.csv", index=False)
-    tables = [Path(f"{stem}-{table}.csv") for table in ("speed", "growth")]
+        pd.DataFrame(growth(args.rounds, device)).to_csv(f"{base}-growth.csv", index=False)
+    tables = [Path(f"{base}-{table}.csv") for table in ("speed", "growth")]
     if all(path.exists() for path in tables):
         speed_table, growth_table = (pd.read_csv(path) for path in tables)
-        figure(speed_table, growth_table, name).write_html(stem.with_suffix(".html"), include_plotlyjs="cdn")
-    print(f"\nwritten beside {stem.with_suffix('.html')}")
+        figure(speed_table, growth_table, name).write_html(base.with_suffix(".html"), include_plotlyjs="cdn")
+    print(f"\nwritten beside {base.with_suffix('.html')}")
 
 
 def race(shape: Shape, rows: int, most_rows: int, rounds: int, skip: str, device: torch.device) -> list[dict]:

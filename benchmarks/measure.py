@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -41,6 +42,11 @@ def device_name(device: torch.device) -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].split(":")[1].strip() if names else "CPU"
     return f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def stem(name: str) -> str:
+    """A device's name as part of a file's."""
+    return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
 def _high_water_mib() -> float:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from benchmarks.__main__ import RESULTS
-from benchmarks.measure import device_name
+from benchmarks.measure import device_name, stem
 from benchmarks.real_models import SMOLLM2
 from tl_flash import flash_decode, load_model
 from tl_flash.bench import interleaved, products
@@ -35,7 +35,7 @@ def main() -> None:
     table = [{"model": name} | race(make(), args.rounds) for name, make in makers.items() if args.model in (None, name)]
     found = pd.DataFrame(table)
     print(found.to_string(index=False))
-    found.to_csv(RESULTS / f"whole {device_name(CPU)}.csv".replace(" ", "_").replace(",", ""), index=False)
+    found.to_csv(RESULTS / f"whole-{stem(device_name(CPU))}.csv", index=False)
 
 
 def gpt2_shaped() -> Any:

@@ -193,6 +193,11 @@ def test_few_directions_have_no_null(W_U):
         few.specialised()
 
 
+def test_hits_show_themselves_as_a_table(neurons):
+    for hits in (neurons.find(3), neurons.specialised(3)):
+        assert repr(hits) == str(hits) and "neuron     pole" in repr(hits) and "Hit(" not in repr(hits)
+
+
 def test_what_few_directions_do_not_need_is_made_when_asked_for(W_U, monkeypatch, tmp_path):
     x, W_U = torch.randn(50, D), W_U.clone()
     monkeypatch.setattr(directions, "_MANY", 0)

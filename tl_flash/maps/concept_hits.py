@@ -45,7 +45,7 @@ class Ranges(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConceptHits(Ranked[ConceptHit]):
     """A sequence of `ConceptHit` that prints as a table; `find_neurons` makes it."""
 

@@ -43,7 +43,7 @@ class Hit(NamedTuple):
 _FORMATS = {"logit": "{:.3g}", "prob": "{:.3g}", "z": "{:.2f}", "write_z": "{:+.2f}"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Hits(Ranked[Hit]):
     """A sequence of `Hit` that prints as a table and shows itself in a notebook."""
 

@@ -18,7 +18,7 @@ def raising_sign(write_z: float) -> int:
     return 1 if write_z > 0 else -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ranked(Sequence[H]):
     """A sequence of hits, each a named tuple with a neuron; a slice of it is another of its kind."""
 
