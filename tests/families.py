@@ -22,6 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from tl_flash.weights import differentiating
+
 D_MODEL, D_MLP, N_LAYERS, D_VOCAB, N_TOKENS, N_HEADS, N_CTX = 40, 52, 2, 97, 72, 4, 64
 TRANSFORMER_LENS = int(version("transformer-lens").split(".")[0])
 STACKS_EXPERTS = hasattr(transformers, "TokenizersBackend")
@@ -281,6 +283,13 @@ def _hooked(name: str, processed: bool):
 
 
 # Truth
+
+
+def copied(model):
+    """A copy of a model that all tests share; a bridge that was run keeps a graph, which cannot be copied."""
+    with differentiating(model):
+        pass
+    return copy.deepcopy(model)
 
 
 def held_W_out(model, layer: int) -> Tensor:

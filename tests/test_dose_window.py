@@ -1,6 +1,5 @@
 """The dose window: what is tried, what counts as showing and as reading, and what is refused."""
 
-import copy
 import math
 from functools import partial
 
@@ -113,7 +112,7 @@ def test_a_completion_may_fill_the_context_and_no_more(bridge):
 
 
 def test_a_neuron_that_writes_nothing_has_no_first_guess(bridge):
-    model = copy.deepcopy(bridge)
+    model = families.copied(bridge)
     with torch.no_grad():
         families.held_W_out(model, 1)[3] = 0
     with pytest.raises(ValueError, match="L1N3 write nothing"):

@@ -1,4 +1,3 @@
-import copy
 from functools import partial
 
 import pytest
@@ -106,7 +105,7 @@ def test_texts_are_read_until_the_error_is_small_enough(bridge):
 
 def test_a_zero_first_embedding_does_not_matter():
     """Its derivative is without bound; position 0 is left alone, so that nothing of it is seen."""
-    model = copy.deepcopy(families.build("llama", SURFACES[0]))
+    model = families.copied(families.build("llama", SURFACES[0]))
     with torch.no_grad():
         model.W_E[0] = 1e-9
     tokens = torch.cat([torch.zeros(3, 1, dtype=torch.long), torch.randint(2, 72, (3, 12))], dim=1)

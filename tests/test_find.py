@@ -1,6 +1,5 @@
 """Which neurons are about a concept: against float64, against the nulls, and what is refused."""
 
-import copy
 import math
 
 import numpy as np
@@ -302,7 +301,7 @@ def test_experts_are_found_by_name():
 
 
 def test_a_dead_neuron_is_never_found():
-    model = copy.deepcopy(families.build("llama", "hf"))
+    model = families.copied(families.build("llama", "hf"))
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[:, 7] = 0
     hits = find_neurons(model, "dog", side="out", n=1000, tokenizer=families.tokenizer())
@@ -349,7 +348,7 @@ def test_weights_of_any_size_are_relative(bridge, weight):
 
 
 def test_pruned_neurons_take_no_place_and_no_p_value_from_the_others():
-    model = copy.deepcopy(families.build("llama", "hf"))
+    model = families.copied(families.build("llama", "hf"))
     with torch.no_grad():
         down = model.model.layers[0].mlp.down_proj.weight
         down[:, 4:] = 0

@@ -1,7 +1,5 @@
 """What is generated is what Hugging Face's own model generates, also where a bridge forgets its KV cache."""
 
-import copy
-
 import pytest
 import torch
 
@@ -29,7 +27,7 @@ def forgetful(name, monkeypatch):
     """A bridge whose attention drops the cache that it is handed."""
     if not families.HAS_BRIDGE:
         pytest.skip("TransformerLens 2 has no bridges")
-    model = copy.deepcopy(families.build(name, "bridge"))
+    model = families.copied(families.build(name, "bridge"))
     for block in model.blocks:
         monkeypatch.setattr(type(block.attn), "_update_kv_cache", lambda self, k, v, **_: (k, v))
     return model

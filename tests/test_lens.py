@@ -45,7 +45,7 @@ def test_the_model_is_left_as_it_was(bridge):
 @pytest.mark.parametrize("method", ["mean_field", "exact"])
 @pytest.mark.parametrize("surface", SURFACES)
 def test_a_model_can_be_copied_after_a_lens(surface, method):
-    model = copy.deepcopy(families.build("gpt2", surface))
+    model = families.copied(families.build("gpt2", surface))
     jacobian_lens(model, PROMPTS, method=method)
     copy.deepcopy(model)
 
@@ -72,7 +72,7 @@ def test_a_lens_of_another_model_is_refused(bridge):
 
 
 def test_a_layer_that_writes_nothing_hides_no_other_model(bridge):
-    pruned, other = copy.deepcopy(bridge), copy.deepcopy(bridge)
+    pruned, other = families.copied(bridge), families.copied(bridge)
     with torch.no_grad():
         for model in (pruned, other):
             families.held_W_out(model, 0).zero_()
@@ -219,7 +219,7 @@ def test_validation_through_the_lens(bridge, lens):
 
 @pytest.mark.skipif(not families.HAS_HOOKED_TRANSFORMER, reason="needs HookedTransformer")
 def test_a_quantised_model_is_refused():
-    model = copy.deepcopy(families.build("gpt2", "hooked"))
+    model = families.copied(families.build("gpt2", "hooked"))
     mlp = model.blocks[1].mlp
     mlp.W_in = torch.nn.Parameter(torch.zeros(mlp.W_in.shape, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised"):

@@ -1,9 +1,9 @@
-import copy
 import dataclasses
 
 import pytest
 import torch
 
+from tests import families
 from tl_flash import activation_stats, check_lens, clamp
 from tl_flash.clamps import Prompts
 from tl_flash.evidence.effects import Vocabulary
@@ -130,7 +130,7 @@ def test_check_lens_refuses(bridge, lens):
 
 
 def test_a_silent_neuron_is_named_and_left_out(bridge):
-    pruned = copy.deepcopy(bridge)
+    pruned = families.copied(bridge)
     with torch.no_grad():
         pruned.blocks[1].mlp.W_in[:, 3] = 0
     lens = jacobian_lens(pruned, PROMPTS)

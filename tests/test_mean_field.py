@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import weakref
 
@@ -98,7 +97,7 @@ def test_a_mixture_of_experts_is_measured(surface):
 
 def test_a_block_that_its_form_does_not_fit_is_measured():
     """Doubling what the MLP writes leaves all weights and hooks as they were; only the sums tell."""
-    model = copy.deepcopy(families.build("llama", SURFACES[0]))
+    model = families.copied(families.build("llama", SURFACES[0]))
     model.blocks[1].mlp.register_forward_hook(lambda module, given, answer: 2 * answer)
     texts = Prompts.of(model, TOKENS)
     blocks = survey(model, texts)

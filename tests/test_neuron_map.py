@@ -1,10 +1,10 @@
-import copy
 import json
 
 import pandas as pd
 import pytest
 import torch
 
+from tests import families
 from tl_flash import Hit, Neuron, NeuronMap, decode_directions, flash_decode
 from tl_flash.decode import directions
 from tl_flash.decode.assembly import null_of
@@ -275,7 +275,7 @@ def test_a_layer_of_zeros_has_no_null(W_U):
 
 
 def test_one_pruned_neuron_and_one_dead_latent_refuse_nothing(bridge):
-    model = copy.deepcopy(bridge)
+    model = families.copied(bridge)
     with torch.no_grad():
         model.blocks[1].mlp.W_in[:, 3] = 0
         model.blocks[1].mlp.W_out[5] = 0

@@ -1,4 +1,3 @@
-import copy
 from functools import partial
 
 import numpy as np
@@ -194,7 +193,7 @@ def test_chat_is_there_wherever_prompts_are_taken(chatty):
 @pytest.fixture
 def training():
     """A bridge of a GPT-2 with dropout, in training mode but for one module."""
-    model = copy.deepcopy(families.build("gpt2", "bridge")).train()
+    model = families.copied(families.build("gpt2", "bridge")).train()
     model.blocks[1].ln2.eval()
     return model
 
@@ -217,7 +216,7 @@ def modes(model):
     ids=["answers", "activation_stats", "clamp_sweep", "mention_rate", "mean_field", "exact", "effects"],
 )
 def test_dropout_is_no_part_of_a_measurement(training, measure):
-    truth = measure(copy.deepcopy(families.build("gpt2", "bridge")).eval())
+    truth = measure(families.copied(families.build("gpt2", "bridge")).eval())
     with torch.no_grad():
         logits = [training(torch.tensor([[3, 4, 5]])) for _ in range(2)]
     assert not torch.equal(*logits), "else the model has no dropout"

@@ -55,7 +55,7 @@ def test_a_stale_or_foreign_lens_is_refused(name, model, theirs):
         JacobianLens.of(theirs, other, TEXTS)
     with pytest.raises(ValueError, match="fitted to another model, or to other weights"):
         JacobianLens.of(unnamed, other, TEXTS)
-    renewed = copy.deepcopy(model)
+    renewed = families.copied(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in renewed.parameters():

@@ -301,7 +301,7 @@ def test_everything_runs_under_inference_mode(bridge):
 @pytest.mark.parametrize("surface", [s for s in families.surfaces() if s not in ("hf", "bridge-compat")])
 def test_float64_models_are_measured(surface):
     """A bridge in compatibility mode does not run once it is moved to float64."""
-    model = copy.deepcopy(families.build("llama", surface)).to(torch.float64)
+    model = families.copied(families.build("llama", surface)).to(torch.float64)
     hits = flash_decode(model, side="out").specialised(2, quantile=0.5)
     assert validate(model, hits, controls=3, prompts=["a dog", "the cat"]).to_frame()["dlogp"].notna().all()
     assert float(activation_stats(model, ["a dog"]).max.max()) > 0
@@ -561,7 +561,7 @@ def test_an_sae_at_the_hook_point_is_named_and_the_advice_works(surface):
         def forward(self, x):
             return x
 
-    model = copy.deepcopy(families.build("llama", surface))
+    model = families.copied(families.build("llama", surface))
     covered = model.blocks[1].mlp.hook_post
     *owners, own_name = covered.name.split(".")  # on a bridge hook_post is another name of this one
     owner = reduce(getattr, owners, model)

@@ -1,10 +1,10 @@
-import copy
 import dataclasses
 
 import pytest
 import torch
 from scipy.stats import t as student
 
+from tests import families
 from tl_flash import activation_stats, clamp, decode_directions, flash_decode, jacobian_lens, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.evidence import COLUMNS, chance_of
@@ -156,7 +156,7 @@ def test_the_default_prompts_serve(model, hits):
 
 def silenced(model, hit):
     """The model with one neuron that is 0 on every text."""
-    quiet = copy.deepcopy(model)
+    quiet = families.copied(model)
     with torch.no_grad():
         quiet.blocks[hit.neuron.layer].mlp.W_gate[:, hit.neuron.index] = 0
     return quiet
