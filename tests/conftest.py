@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when imported
+os.environ["PIP_NO_INDEX"] = os.environ["UV_OFFLINE"] = "1"  # a multimodal bridge would install torchvision
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core: threads of one wait for those of another
 
