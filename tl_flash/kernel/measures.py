@@ -16,6 +16,7 @@ from tl_flash.kernel.screens import FLOAT32_ROUNDOFF, upper_float32
 
 CACHED_BYTES = 2**19  # of a piece of W_U in float32
 _ROWS, _RUN = 4, 512  # coordinates in a piece where columns are not contiguous, and tokens that are summed in float32
+_SOME = 256  # columns that tell how long columns are
 _ORDINARY = 1e-12, 1e12  # lengths of columns whose squares float32 holds
 FUSED_BY_TOKEN, FUSED_BY_COORDINATE = 64, 4  # directions that are worth scoring in the same pass
 
@@ -50,9 +51,7 @@ def measure(W_U: Tensor, rows: Tensor | None = None, scores: Tensor | None = Non
     Raises:
         ValueError: weights that are not finite, or columns whose lengths float32 does not hold.
     """
-    some = W_U[:, :: max(1, W_U.shape[1] // 256)].double()
-    typical = some.square().sum(0).mean().sqrt().item()
-    ordinary = _ORDINARY[0] < typical < _ORDINARY[1] and W_U.dtype != torch.float64
+    ordinary = _ORDINARY[0] < typical_length(W_U) < _ORDINARY[1] and W_U.dtype != torch.float64
     passing = _by_token if W_U.stride(0) == 1 else _by_coordinate
     total = lengths = None
     if ordinary:
@@ -62,6 +61,12 @@ def measure(W_U: Tensor, rows: Tensor | None = None, scores: Tensor | None = Non
         if rows is not None and scores is not None:
             torch.mm(rows, W_U.float(), out=scores)
     return Measures(None, total / W_U.shape[1], upper_float32(lengths), checked_size(total, lengths))
+
+
+def typical_length(W_U: Tensor) -> float:
+    """Root mean square length of some columns."""
+    some = W_U[:, :: max(1, W_U.shape[1] // _SOME)].double()
+    return some.square().sum(0).mean().sqrt().item()
 
 
 def fuses(W_U: Tensor, n: int) -> bool:

@@ -117,29 +117,29 @@ class _Tiles:
         """What n directions more are screened with."""
         self.rows += n
         many = self.u.bf16_from is not None and self.rows >= self.u.bf16_from
-        return self.fast if many and self.u.kept.state[1] is not None else self.plain
+        return self.fast if many and self.u.kept.summed else self.plain
 
     @cached_property
     def plain(self) -> Tile:
         """In float32: for few directions, and to repair with."""
-        return self._tile(self._plan(self.u.plain), self.u.plain)
+        [plan] = self._plans(self.u.plain)
+        return Tile(plan, self.u.plain, self.u, self._scratch, Rescorer(self.u, plan.pairs))
 
     @cached_property
     def fast(self) -> Tile:
         """In what is fastest on this device."""
-        plan, self.by_token = self._plan(self.u.fast), True
+        plan, _ = self._plans(self.u.fast, self.u.plain)
         self.__dict__.pop("plain", None)  # one that shares the scratch takes its place
-        self._tile(self._plan(self.u.plain), self.u.plain)
-        return self._tile(plan, self.u.fast)
+        return Tile(plan, self.u.fast, self.u, self._scratch, Rescorer(self.u, plan.pairs))
 
-    def _plan(self, screen: Screen) -> Plan:
-        return Plan.within(self.max_bytes, self.u, screen, self.k)
-
-    def _tile(self, plan: Plan, screen: Screen) -> Tile:
-        self.by_token &= plan.by_token
-        if len(self._scratch) < plan.buffer_bytes:
-            self._scratch = torch.empty(plan.buffer_bytes, dtype=torch.uint8, device=self.u.device)
-        return Tile(plan, screen, self.u, self._scratch, Rescorer(self.u, plan.pairs))
+    def _plans(self, *screens: Screen) -> list[Plan]:
+        """A plan for each screen, with scratch for whichever wants most."""
+        plans = [Plan.within(self.max_bytes, self.u, screen, self.k) for screen in screens]
+        self.by_token = all(plan.by_token for plan in plans)
+        most = max(plan.buffer_bytes for plan in plans)
+        if len(self._scratch) < most:
+            self._scratch = torch.empty(most, dtype=torch.uint8, device=self.u.device)
+        return plans
 
 
 def _decode(x: Tensor, norm: Tensor | None, k: int, followed: Tensor, tiles: _Tiles) -> dict[str, Tensor]:
@@ -172,9 +172,20 @@ def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tile
     expect_finite(out.pop("finite"))
     u = tiles.u
     again, repaired = out.pop("again").nonzero()[:, 0], int(out.pop("repaired").sum())
+    if len(again):
+        _do_again(again, x, norm, out, tiles.plain)
+    _blank(out, out.pop("zero"))
+    expect_in_range(out)
+    repaired = 0 if u.precision == "fast" else repaired
+    return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
+
+
+def _do_again(again: Tensor, x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tile: Tile) -> None:
+    """Decode some rows in float32."""
+    u = tile.u
     with torch.no_grad(), plain_arithmetic(u.device):
-        for part in parts(len(again), tiles.plain.plan.rows if len(again) else 1):
-            tile, rows = tiles.plain, again[part]
+        for part in parts(len(again), tile.plan.rows):
+            rows = again[part]
             on_x = rows.to(x.device)
             d = Directions.of(x[on_x], None if norm is None else norm[rows.to(norm.device)], u)
             tile.fill(d)
@@ -183,10 +194,6 @@ def _finish(x: Tensor, norm: Tensor | None, out: dict[str, Tensor], tiles: _Tile
             std, kurtosis, log_z = (each.float() for each in statistics(tile, top)[0])
             out["std"][rows], out["kurtosis"][rows], out["log_z"][:, rows] = std, kurtosis, log_z
             _keep(top, d, rows, out, u)
-    _blank(out, out.pop("zero"))
-    expect_in_range(out)
-    repaired = 0 if u.precision == "fast" else repaired
-    return Readout(**{name: tensor.cpu() for name, tensor in out.items()}, repaired=repaired)
 
 
 def _blank(out: dict[str, Tensor], zero: Tensor) -> None:

@@ -24,7 +24,7 @@ from tl_flash.kernel.rescore import Rescorer
 from tl_flash.kernel.screens import Screen
 from tl_flash.kernel.unembedding import Unembedding
 
-_SAME = 1e-5  # of the length of a direction times that of a typical column: means that differ less are the same
+_SAME = 1e-6  # of the length of a direction times that of a typical column: means that differ less are the same
 _EXTREME = 1e4  # of a typical score in units of log_z
 _FEW = 16  # a row is repaired at once if no more than a token in so many has to be scored again
 
@@ -95,7 +95,7 @@ class Tile:
         scores = self._scores[: n * self.plan.size * self.plan.blocks].view(n, -1)
         self.scores = scores[:, : u.d_vocab]
         self._multiply(rows)
-        if u.kept.state[1] is None and not self._as_measured():
+        if not u.kept.summed and not self._as_measured():
             u.kept.found.clear()
             for stale in ("_fixed_errors", "_reaches", "typical_errors"):
                 self.__dict__.pop(stale, None)
@@ -113,8 +113,6 @@ class Tile:
 
     def _as_measured(self) -> bool:
         """Whether the mean of the scores is that of W_U as it was measured: rounding moves it by far less."""
-        if self.u.score != "dot" or self.screen.scaled:
-            return True
         off = self.scores.mean(1, dtype=torch.float64) - self.directions.mean * self.unit
         return bool((off.abs() <= _SAME * self.typical_errors[0] * self.length[:, 0]).all())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 from tl_flash.kernel.kept import Kept, kept
-from tl_flash.kernel.measures import Measures, measure, measure_cosine
+from tl_flash.kernel.measures import Measures, measure, measure_cosine, typical_length
 from tl_flash.kernel.screens import PART_BYTES, Screen, bf16_screen, needs_no_copy, plain_screen, screens_in_bf16
 
 ROWS_TO_PAY = 1.0  # directions, in units of d_model, whose faster product is worth a bf16 copy and W_U's covariance
@@ -96,8 +96,7 @@ class Unembedding:
     def size(self) -> float:
         """Length of a typical column, the unit in which scores are screened: of all, or of some until these are."""
         if not self.measured and self.score == "dot":
-            some = self.W_U[:, :: max(1, self.d_vocab // 256)].double()
-            typical = some.square().sum(0).mean().sqrt().item()
+            typical = typical_length(self.W_U)
             if 1e-30 < typical < 1e30:
                 return typical
         return self.measures.size
@@ -185,7 +184,8 @@ def prepare(
         precision: "exact" proves the tokens of every row, "fast" leaves out the proof.
         keep: read W_U now, to measure it or to see that it is as it was. False leaves that to the decode, which for a
             few directions reads it once in all: it goes by the version that torch counts, and measures W_U anew where
-            the mean of the directions' scores is not the one expected. Weights that are not finite are refused then.
+            the mean of the directions' scores is not the one expected. Weights that are not finite are refused then,
+            and all is screened in float32. For cosines it makes no difference.
 
     Raises:
         TypeError: W_U or gain is not a float tensor, or ignore holds something other than ids.
@@ -210,6 +210,7 @@ def prepare(
     ignored = token_ids("ignore", ignore, W_U.shape[1]).unique().to(W_U.device)
     reportable = torch.ones(W_U.shape[1], dtype=torch.bool, device=W_U.device)
     reportable[ignored] = False
+    keep |= score == "cosine"  # whose scores do not tell of every weight's length
     how = "dot" if score == "dot" else (None if gain is None else gain.cpu().numpy().tobytes(), centre)
     prepared = Unembedding(
         W_U=W_U,
