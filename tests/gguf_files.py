@@ -65,7 +65,7 @@ def tensors(arch, hf):
     known = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(known, N_LAYERS)
     found = {}
-    for name, tensor in hf.state_dict().items():
+    for name, tensor in _with_stacks(hf.state_dict()).items():
         if name == "lm_head.weight" and hf.config.tie_word_embeddings:
             continue
         stem, suffix = name.rsplit(".", 1) if name.endswith((".weight", ".bias")) else (name, "weight")
@@ -80,6 +80,18 @@ def tensors(arch, hf):
             tensor = tensor + 1
         found[f"{names.get_name(stem)}.{suffix}"] = tensor
     return {name: tensor.float().contiguous().numpy() for name, tensor in found.items()}
+
+
+def _with_stacks(state):
+    """A state dict whose experts are stacked, as llama.cpp has them, also where transformers 4 keeps them in lists."""
+    stacks, others = {}, {}
+    for name, tensor in state.items():
+        own = re.fullmatch(r"(model\.layers\.\d+\.mlp\.experts)\.\d+\.(\w+)\.weight", name)
+        if own is None:
+            others[name] = tensor
+        else:
+            stacks.setdefault(f"{own[1]}.{own[2]}", []).append(tensor)
+    return others | {name: torch.stack(tensors) for name, tensors in stacks.items()}
 
 
 def fields(arch, hf):

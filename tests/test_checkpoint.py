@@ -409,8 +409,6 @@ def test_a_pickle_is_refused_with_the_way_out(llama):
 @pytest.fixture(scope="module")
 def moe():
     """A Qwen3-MoE: layer 0 has 4 experts of 20 neurons, layer 1 is dense."""
-    if not families.STACKS_EXPERTS:
-        pytest.skip(families.EXPERTS_IN_LISTS)
     config = transformers.Qwen3MoeConfig(
         **families._GROUPED,
         head_dim=12,
@@ -456,7 +454,7 @@ def test_experts_are_read_one_after_the_other(moe, side, tmp_path):
     assert torch.equal(given.positive.ids[0], plain.positive.ids[0])
 
 
-@pytest.mark.skipif(not hasattr(transformers, "TokenizersBackend"), reason="transformers 5 stacks them")
+@pytest.mark.skipif(not families.STACKS_EXPERTS, reason="transformers 5 stacks them")
 def test_stacked_experts_are_read_alike(moe, tmp_path):
     folder = saved(moe, tmp_path)
     expected = flash_decode(folder, k=K, layers=[0])

@@ -9,7 +9,6 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tests import families
 from tests.test_neuron_map import Words
 from tl_flash import JacobianLens, NeuronMap, decode_directions, demo
 from tl_flash.cli import main
@@ -75,7 +74,6 @@ def test_show(capsys, map_path):
     assert len(json.loads(out)) == 4
 
 
-@pytest.mark.skipif(not families.STACKS_EXPERTS, reason=families.EXPERTS_IN_LISTS)
 def test_layout(capsys, tmp_path):
     import transformers
 

@@ -29,7 +29,7 @@ def files_of(checkpoint: str | Path) -> tuple[Path, ...] | Files:
         ValueError: several .gguf files, so that one has to be named.
     """
     name = str(checkpoint)
-    if isinstance(checkpoint, str | Path) and name.endswith(".gguf"):
+    if isinstance(checkpoint, str | Path) and name.endswith(".gguf") and not os.path.isdir(name):
         return _named(name)
     files = Files(checkpoint)
     if os.path.isdir(checkpoint):
