@@ -6,7 +6,7 @@ import torch
 
 from tl_flash import compare, decode_directions, flash_decode
 from tl_flash.decode import job
-from tl_flash.decode.assembly import NULL_DRAWS
+from tl_flash.decode.null import NULL_DRAWS
 from tl_flash.weights import read
 
 

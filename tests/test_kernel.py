@@ -706,10 +706,10 @@ def test_triton_reduces_as_torch_does(n, d_vocab, group, dtype):
     never[::blocks] = True  # a whole block
     ours = triton_kernels.reduce(scores[:, :d_vocab], mean, slope, never, blocks)
     numbers = torch.cat([never.nonzero()[:, 0], torch.arange(d_vocab, group * blocks)])
-    whole = torch.empty(2, n, blocks, dtype=kernel_reduce.ordered_dtype(dtype))
+    whole = torch.empty(2, n, blocks, dtype=kernel_reduce.extremes_dtype(dtype))
     work = kernel_reduce.Work(*torch.empty(2, 2 * scores[0].numel()), whole)
     right = kernel_reduce.reduce(scores, d_vocab, mean, slope, numbers, work)
-    extremes = kernel_reduce.as_floats(right.extremes, dtype)
+    extremes = kernel_reduce.as_floats(right.extremes)
     named = extremes > -1e38
     assert torch.equal(ours.extremes > -1e38, named)
     torch.testing.assert_close(ours.extremes[named], extremes[named], rtol=0, atol=0)

@@ -7,7 +7,7 @@ import torch
 from tests import families
 from tl_flash import Hit, Neuron, NeuronMap, decode_directions, flash_decode
 from tl_flash.decode import directions
-from tl_flash.decode.assembly import null_of
+from tl_flash.decode.null import null_of
 from tl_flash.maps import Null
 from tl_flash.weights import fingerprint
 

@@ -12,17 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash import kernel
-from tl_flash.decode.assembly import (
-    assemble,
-    divisor,
-    is_centred,
-    null_of,
-    rows_of,
-    shuffled_rows,
-    versions,
-    with_lengths,
-    z_of,
-)
+from tl_flash.decode.assembly import assemble, divisor, is_centred, rows_of, versions, with_lengths, z_of
+from tl_flash.decode.null import null_of, shuffled_rows, to_decode
 from tl_flash.devices import device_of
 from tl_flash.kernel import Readout
 from tl_flash.lens import JacobianLens, lens_of
@@ -128,7 +119,8 @@ def decode_directions(
         return kernel.decode(x, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
 
     def shuffled() -> Tensor:
-        return carried.gather(0, shuffled_rows(n, carried.shape[1], seed=0).to(carried.device))
+        draws = carried.gather(0, shuffled_rows(n, carried.shape[1], seed=0).to(carried.device))
+        return to_decode(draws, unembedding)
 
     if few:
         rows, carried = rows.clone(), carried.clone()  # what is made later is made of them

@@ -17,15 +17,14 @@ from tl_flash.decode.assembly import (
     assemble,
     divisor,
     is_centred,
-    null_of,
     rows_of,
-    shuffled_rows,
     versions,
     with_lengths,
     write_z,
     z_of,
 )
 from tl_flash.decode.feed import Feed
+from tl_flash.decode.null import null_of, shuffled_rows, to_decode
 from tl_flash.decode.options import Options
 from tl_flash.decode.units import BLOCK, Part, Ready, Unit
 from tl_flash.devices import device_of
@@ -131,7 +130,7 @@ class Job:
         held = self.weights.held(unit.layer, self.options.side, unit.neurons, device)
         writes = self._writes(unit.layer, unit.neurons)
         x = writes if self.options.side == "out" else self._directions(unit.layer, unit.neurons)
-        rows = torch.cat([x, self._shuffled(unit, x)]) if unit.null else x
+        rows = torch.cat([x, to_decode(self._shuffled(unit, x), self.unembedding)]) if unit.null else x
         uncentred = self.weights.centre and not self.options.fold_ln
         norm = divisor(rows, centred=uncentred, final_norm=self.weights.final_norm)
         return Ready(unit, Sums.of(held), rows, norm, writes)

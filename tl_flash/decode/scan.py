@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from tl_flash.decode.assembly import shuffled_rows
 from tl_flash.decode.feed import made_ahead
+from tl_flash.decode.null import shuffled_rows
 from tl_flash.decode.units import BLOCK
 from tl_flash.decode.wording import TokenSet, shown
 from tl_flash.kernel import Columns, Unembedding, column_lengths, parts

@@ -17,7 +17,7 @@ from tl_flash.kernel.columns import Columns, centred_columns, column_cosines, co
 from tl_flash.kernel.kept import forget, held_bytes
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.reference import reference_decode
-from tl_flash.kernel.scores import moments, token_scores
+from tl_flash.kernel.scores import greatest_z, moments, token_scores, widest_tokens
 from tl_flash.kernel.screens import multiplies_bf16_faster, screens_in_bf16
 from tl_flash.kernel.streaming import decode, decode_each
 from tl_flash.kernel.unembedding import Unembedding, prepare
@@ -32,6 +32,7 @@ __all__ = [
     "decode",
     "decode_each",
     "forget",
+    "greatest_z",
     "held_bytes",
     "moments",
     "multiplies_bf16_faster",
@@ -41,4 +42,5 @@ __all__ = [
     "reference_decode",
     "screens_in_bf16",
     "token_scores",
+    "widest_tokens",
 ]

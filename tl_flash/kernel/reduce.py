@@ -12,11 +12,8 @@ from torch import Tensor
 from tl_flash.kernel.arithmetic import parts
 
 LEAST_SUM, GREATEST_SUM = 1e-30, 1e36  # of exponentials that neither lost terms nor came near overflow
-_ORDER = {
-    torch.bfloat16: (torch.int16, 15, 0x7FFF, 0x7F7F),
-    torch.float32: (torch.int32, 31, 0x7FFFFFFF, 0x7F7FFFFF),
-}
-#   the whole number as wide, the place of the sign, the other bits, and those of the greatest finite number
+_SIGN, _MAGNITUDE, _FINITE = 15, 0x7FFF, 0x7F7F
+#   of bfloat16: the place of the sign, the other bits, and those of the greatest finite number
 
 
 class Reduced(NamedTuple):
@@ -24,7 +21,7 @@ class Reduced(NamedTuple):
 
     extremes: Tensor
     #   [2, n, blocks], greatest score of a reportable token in each block, at pole 1 of the scores' negatives; finite;
-    #   float32, or whole numbers that `as_floats` turns into it
+    #   float32, or for bfloat16 whole numbers that `as_floats` turns into it
     squares: Tensor
     #   float64 [n], sum over the vocabulary of (score - mean)^2
     fourths: Tensor
@@ -58,69 +55,69 @@ def reduce(
         work: as long as a row of scores at least.
     """
     n, width = scores.shape
-    blocks = work.extremes.shape[-1]
     extremes = work.extremes[:, :n]
     sums = torch.zeros(6, n, dtype=torch.float64, device=scores.device)
     for rows in parts(n, len(work.powers) // width):
-        ordered = _ordered(scores[rows], work.powers).unflatten(1, (-1, blocks))
-        _block_extremes(ordered, never, scores.dtype, extremes[:, rows])
+        _block_extremes(scores[rows], never, work.powers, extremes[:, rows])
         real = scores[rows, :d_vocab]
-        wide = work.float32[: real.numel()].view(real.shape)
+        wide, powers = (held[: real.numel()].view(real.shape) for held in (work.float32, work.powers))
+        exact = real if real.dtype == torch.float32 else wide.copy_(real)
         if slope is not None:
-            exact = real if real.dtype == torch.float32 else wide.copy_(real)
-            sums[2:, rows] = _exp_sums(exact, work.powers[: real.numel()].view(real.shape), tilted=exact is wide)
-        sums[0, rows], sums[1, rows] = _power_sums(
-            wide.copy_(real) if mean is None else torch.sub(real, mean[rows], out=wide)
-        )
+            sums[2:, rows] = _exp_sums(exact, powers, tilted=exact is wide)
+        centred = exact if mean is None else torch.sub(exact, mean[rows], out=wide)
+        sums[0, rows], sums[1, rows] = _power_sums(centred, wide)
     if slope is None:
         nothing = torch.full_like(sums[2:4], math.nan)
         return Reduced(extremes, sums[0], sums[1], nothing, nothing)
     return Reduced(extremes, sums[0], sums[1], *_log_sums(sums[2:], scores[:, :d_vocab], mean, slope))
 
 
-def _ordered(scores: Tensor, work: Tensor) -> Tensor:
-    """Whole numbers in the order of the scores: they are compared several times faster.
-
-    They are the floats' bits, where a float is negative with all bits but the sign's flipped. To take the complement of
-    such a number is to negate the float.
-    """
-    whole, sign, magnitude, _ = _ORDER[scores.dtype]
-    bits = scores.view(whole)
-    ordered = work.view(whole)[: bits.numel()].view(bits.shape)
-    return torch.bitwise_right_shift(bits, sign, out=ordered).bitwise_and_(magnitude).bitwise_xor_(bits)
-
-
-def as_floats(ordered: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32: the scores, once of `dtype`, that whole numbers of `Reduced.extremes` stand for."""
+def as_floats(ordered: Tensor) -> Tensor:
+    """float32: the scores that whole numbers of `Reduced.extremes` stand for, or that are floats already."""
     if ordered.is_floating_point():
         return ordered
-    _, sign, magnitude, _ = _ORDER[dtype]
-    return (ordered >> sign).bitwise_and_(magnitude).bitwise_xor_(ordered).view(dtype).float()
+    return (ordered >> _SIGN).bitwise_and_(_MAGNITUDE).bitwise_xor_(ordered).view(torch.bfloat16).float()
 
 
-def ordered_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The whole numbers that stand for scores of `dtype`."""
-    return _ORDER[dtype][0]
+def extremes_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What extremes of scores of `dtype` are held in.
 
-
-def _block_extremes(ordered: Tensor, never: Tensor | None, dtype: torch.dtype, extremes: Tensor) -> None:
-    """Write into extremes [2, n, blocks] the greatest along axis 1 of ordered [n, size, blocks], and of its negatives.
-
-    A block of `never` alone has the least finite number.
+    bfloat16 is compared several times faster as whole numbers: its bits, where it is negative with all but the sign's
+    flipped. To take the complement of such a number is to negate the float.
     """
-    finite = _ORDER[dtype][3]
-    if never is not None:
-        ordered.flatten(1).index_fill_(1, never, ~finite)
-    torch.amax(ordered, 1, out=extremes[0])
-    if never is not None:
-        ordered.flatten(1).index_fill_(1, never, finite)
-    torch.amin(ordered, 1, out=extremes[1]).bitwise_not_()
+    return torch.int16 if dtype == torch.bfloat16 else dtype
 
 
-def _power_sums(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the squares and of the fourth powers, float32 [n] each; written over."""
-    squares = centred.square_().sum(1)
-    return squares, centred.square_().sum(1)
+def _block_extremes(scores: Tensor, never: Tensor | None, work: Tensor, extremes: Tensor) -> None:
+    """Write into extremes [2, n, blocks] the greatest of scores [n, size * blocks] in each block, and of its negatives.
+
+    A block of `never` alone has the least finite number. What lies in scores at `never` comes back as it was.
+    """
+    if scores.dtype == torch.bfloat16:
+        bits, finite = scores.view(torch.int16), _FINITE
+        least = ~finite
+        compared = work.view(torch.int16)[: bits.numel()].view(bits.shape)
+        torch.bitwise_right_shift(bits, _SIGN, out=compared).bitwise_and_(_MAGNITUDE).bitwise_xor_(bits)
+    else:
+        finite = torch.finfo(scores.dtype).max
+        compared, least = scores, -finite
+    blocks, held = compared.unflatten(1, (-1, extremes.shape[-1])), None
+    if never is not None:
+        held = compared.index_select(1, never)
+        compared.index_fill_(1, never, least)
+    torch.amax(blocks, 1, out=extremes[0])
+    if never is not None:
+        compared.index_fill_(1, never, finite)
+    torch.amin(blocks, 1, out=extremes[1])
+    extremes[1].bitwise_not_() if scores.dtype == torch.bfloat16 else extremes[1].neg_()
+    if never is not None and held is not None:
+        compared.index_copy_(1, never, held)
+
+
+def _power_sums(centred: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the squares and of the fourth powers, float32 [n] each."""
+    squares = torch.mul(centred, centred, out=work)
+    return squares.sum(1), squares.square_().sum(1)
 
 
 def _exp_sums(scores: Tensor, work: Tensor, *, tilted: bool) -> Tensor:

@@ -11,6 +11,7 @@ from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_finite, expect_matrix, token_ids
 from tl_flash.kernel.directions import Directions
 from tl_flash.kernel.rescore import Rescorer, pairs_within
+from tl_flash.kernel.screens import PART_BYTES
 from tl_flash.kernel.unembedding import Unembedding
 
 _AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
@@ -63,6 +64,60 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
             mean[rows] = d.mean.masked_fill(d.zero, math.nan)
             std[rows] = ((unit @ u.root).norm(dim=1).double() * d.length).masked_fill(d.zero, math.nan)
     return mean, std
+
+
+def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
+    """The reportable tokens whose scores are spread most, were the coordinates of the directions independent.
+
+    By sqrt(mean(x^2) . c^2), with c the token's column of W_U' less the mean of all; under "dot", in float32.
+
+    Args:
+        x: [n, d_model] directions.
+        count: how many tokens.
+        unembedding: what `prepare` made.
+
+    Returns:
+        Their ids, int64 [count or as many as are reportable], ascending, on W_U's device.
+    """
+    u = unembedding
+    with torch.no_grad(), plain_arithmetic(u.device):
+        weight = Directions.of(x, None, u).rows.square().mean(0)
+        weight, mean = (weight / weight.amax().clamp(min=1e-300)).float(), u.mean_column.float()[:, None]
+        spread = torch.empty(u.d_vocab, device=u.device)
+        for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
+            spread[part] = weight @ (u.W_U[:, part].float() - mean).square_()
+        spread[u.ignored] = -1
+        return spread.topk(min(count, u.d_vocab - len(u.ignored))).indices.sort().values
+
+
+def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
+    """The greatest |z-score| among some tokens in each direction, float32 [n] on W_U's device; 0 in a zero direction.
+
+    In float32, under "dot". W_U's columns are taken a piece at a time.
+
+    Args:
+        x: [n, d_model] directions.
+        ids: [m], the tokens.
+        unembedding: what `prepare` made.
+
+    Raises:
+        TypeError: x is not a float tensor, or ids holds something other than ids.
+        ValueError: a shape, an id out of range, or an unembedding whose score is the cosine.
+    """
+    u = unembedding
+    if u.score != "dot":
+        raise ValueError('unembedding: expected score "dot", got "cosine"')
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+    wanted = token_ids("ids", ids, u.d_vocab).to(u.device)
+    with torch.no_grad(), plain_arithmetic(u.device):
+        d = Directions.of(x, None, u)
+        unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
+        tokens = u.W_U.T if u.by_token is None else u.by_token
+        most = torch.zeros(len(x), device=u.device)
+        for part in parts(len(wanted), max(PART_BYTES // (4 * u.d_model), 1)):
+            scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
+            torch.maximum(most, scores.abs_().amax(1), out=most)
+        return (most / (unit @ u.root).norm(dim=1)).masked_fill_(d.zero, 0)
 
 
 def _checked(x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:

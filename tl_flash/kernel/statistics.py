@@ -82,7 +82,7 @@ def _deeper(tile: Tile, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Scores that many tokens share are rounded alike, and their errors do not cancel.
     """
-    blocks = as_floats(tile.reduced.extremes[:, rows], tile.screen.dtype)
+    blocks = as_floats(tile.reduced.extremes[:, rows])
     count = min(_DEEP, tile.u.d_vocab // 4)
     _, chosen = blocks.topk(min(count, blocks.shape[-1]), sorted=False)
     tokens = members(chosen, tile.plan.size, tile.plan.blocks)

@@ -19,7 +19,7 @@ from tl_flash.kernel.directions import Directions
 from tl_flash.kernel.measures import fuses
 from tl_flash.kernel.plan import FAN, Plan
 from tl_flash.kernel.readout import sort_tokens
-from tl_flash.kernel.reduce import Work, as_floats, has_triton, ordered_dtype, reduce
+from tl_flash.kernel.reduce import Work, as_floats, extremes_dtype, has_triton, reduce
 from tl_flash.kernel.rescore import Rescorer
 from tl_flash.kernel.screens import Screen
 from tl_flash.kernel.unembedding import Unembedding
@@ -46,7 +46,7 @@ class Tile:
         self.plan, self.u, self.screen, self.rescorer = plan, u, screen, rescorer
         scores, extremes, float32, powers, weights = scratch[: plan.buffer_bytes].split(plan.buffers)
         self._scores, self._weights = scores.view(screen.dtype), weights.view(screen.dtype)
-        whole = extremes.view(ordered_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
+        whole = extremes.view(extremes_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
         self._work = Work(float32.view(torch.float32), powers.view(torch.float32), whole)
         beyond = torch.arange(u.d_vocab, plan.size * plan.blocks, device=u.device)
         never = torch.cat([u.ignored, beyond])
@@ -182,7 +182,7 @@ class Tile:
             places: which of these, [..., n, m]; by default all.
             rows: the tile's, n of them; by default all.
         """
-        scores = as_floats(scores, self.screen.dtype)
+        scores = as_floats(scores)
         fixed, reach = self._fixed_errors[level], self._reaches[level]
         if places is not None:
             fixed, reach = (of_all.expand(*places.shape[:-1], -1).gather(-1, places) for of_all in (fixed, reach))

@@ -1,0 +1,53 @@
+"""The null: directions that shuffle each coordinate over a layer's neurons, and which of them are decoded.
+
+A bar at the null's 99.9% takes many draws, of which it uses the greatest few. So each draw is first scored on the
+eighth of the vocabulary whose scores are spread most, where most great top z-scores are; the draws that come out
+greatest are decoded, and of the others a sample, each of which stands for several. Whatever the first scores miss, the
+share of draws beyond any bar is estimated without bias, and at the 99.9% with next to the error that all draws have.
+Root mean square errors there, against 4,096 to 8,192 draws of W_in, and in brackets those of 1,024 draws all decoded:
+SmolLM2-135M layers 0 and 29 0.20 (0.20) and 0.27 (0.27) of 7.2, Gemma 3 270M layers 0, 6 and 11 0.55 (0.42), 0.38
+(0.39) and 0.34 (0.34). The median and the 90% are coarser: off by 0.05 (0.01) and 0.10 (0.03).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tl_flash.kernel import Readout, Unembedding, greatest_z, widest_tokens
+
+NULL_DRAWS = 1024
+"""Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
+_SHARE = 8
+"""One token in so many is scored first."""
+_GREATEST, _SAMPLED = 64, 64
+"""Draws that are decoded: those of greatest z on these tokens, and of the rest; the latter stand for all of it."""
+
+
+def shuffled_rows(n: int, d_model: int, *, seed: int) -> Int64[Tensor, "draw d_model"]:
+    """Of which of n directions a null direction takes each of its coordinates: no row's structure is left."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(n, (NULL_DRAWS, d_model), generator=generator)
+
+
+def to_decode(draws: Float[Tensor, "draw d_model"], unembedding: Unembedding) -> Float[Tensor, "some d_model"]:
+    """The draws that the null is made of: all where the score is the cosine, whose tokens are all spread alike."""
+    if unembedding.score != "dot":
+        return draws
+    widest = widest_tokens(draws, max(unembedding.d_vocab // _SHARE, 1), unembedding)
+    by_z = greatest_z(draws, widest, unembedding).argsort(descending=True, stable=True)
+    rest = by_z[_GREATEST:].sort().values[:_SAMPLED]  # draws are alike but for their z, so the first are a sample
+    return draws[torch.cat([by_z[:_GREATEST], rest]).to(draws.device)]
+
+
+def null_of(decoded: Readout) -> dict[str, Float[Tensor, " value"]]:
+    """Top z-scores and kurtosis of null directions, sorted upwards, of what `to_decode` gave, decoded."""
+    z, kurtosis = decoded.logits[..., 0] / decoded.std, decoded.kurtosis
+    if len(kurtosis) < NULL_DRAWS:
+        times = (NULL_DRAWS - _GREATEST) // _SAMPLED
+        z, kurtosis = (
+            torch.cat([of[..., :_GREATEST], of[..., _GREATEST:].repeat_interleave(times, -1)], -1)
+            for of in (z, kurtosis)
+        )
+    return {"null.z": z.flatten().sort().values, "null.kurtosis": kurtosis.sort().values}
