@@ -7,7 +7,7 @@ NEWEST := .venv-newest
 BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install browser models demo test test-tl2 test-tl4 test-newest lint bench figures clean
+.PHONY: install browser models demo real test test-tl2 test-tl4 test-newest lint bench figures clean
 
 install: $(VENV)/.done
 
@@ -52,6 +52,10 @@ models: install
 
 demo: install
 	$(VENV)/bin/tl-flash demo
+
+# The same on a model that the package does not carry: SmolLM2-135M-Instruct.
+real: models
+	$(VENV)/bin/tl-flash demo --model .models/SmolLM2-135M-Instruct --out demo-output/SmolLM2-135M-Instruct
 
 test: install test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)

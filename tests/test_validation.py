@@ -9,7 +9,6 @@ from tl_flash import activation_stats, clamp, decode_directions, flash_decode, j
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts
 from tl_flash.evidence import COLUMNS, chance_of
 from tl_flash.evidence.labels import own_labels
-from tl_flash.evidence.validation import DOSE
 from tl_flash.weights import read
 
 PROMPTS = ["a dog", "the cat and a dog ran", "the red house"]
@@ -67,14 +66,14 @@ def test_the_dose_is_in_the_neurons_own_units(model, hits, result):
             act = cache[f"blocks.{hit.neuron.layer}.mlp.hook_post"][0, :, hit.neuron.index]
             start = int(model.to_tokens(prompt)[0, 0] == model.tokenizer.bos_token_id)
             largest = max(largest, float(act[start:].abs().max()))
-        assert abs(row["value"]) == pytest.approx(DOSE * largest, rel=1e-4)
+        assert abs(row["value"]) == pytest.approx(5 * largest, rel=1e-4)
         assert (row["value"] > 0) == (hit.pole == "positive")
 
 
 def test_the_units_may_come_from_other_texts(model, hits):
     stats = activation_stats(model, ["the red house and the cat", "a dog ran"])
     for hit, row in zip(hits, validate(model, hits, prompts=PROMPTS, controls=2, stats=stats).records, strict=True):
-        assert abs(row["value"]) == pytest.approx(DOSE * stats[hit.neuron].abs_max, rel=1e-6)
+        assert abs(row["value"]) == pytest.approx(5 * stats[hit.neuron].abs_max, rel=1e-6)
 
 
 def test_stats_that_would_not_be_used_are_refused(model, hits):

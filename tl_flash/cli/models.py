@@ -112,14 +112,25 @@ def lens(
 
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write figures and tables.")] = Path("demo-output"),
+    model: Annotated[
+        str | None, typer.Option(help="A model of your own: name, folder or file; by default the pair of the package.")
+    ] = None,
+    surface: Surface = None,
 ) -> None:
-    """Run the whole method on the model pair that the package carries.
+    """Run the whole method on the model pair that the package carries, or on a model of your own.
 
-    Example: `tl-flash demo`
+    Example: `tl-flash demo --model HuggingFaceTB/SmolLM2-135M-Instruct`
     """
-    from tl_flash.demo.tour import tour
+    if model is None:
+        from tl_flash.demo.tour import tour
 
-    tour(out, typer.echo)
+        if surface is not None:
+            raise ValueError("surface: it is for --model, which was not given; leave it out")
+        tour(out, typer.echo)
+    else:
+        from tl_flash.demo.paper import paper
+
+        paper(model, out, typer.echo, surface=surface)
 
 
 def neuron_value(text: str) -> tuple[str, float]:

@@ -41,7 +41,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     say(f"1. Decode: {base.cfg.n_layers * maps['in'].d_mlp} neurons on three sides\n")
     for side, neurons in maps.items():
         neurons.save(out / f"base-{side}.safetensors")
-        _write_table(neurons.to_frame().drop(columns="tokens"), out / f"base-{side}.csv")
+        write_table(neurons.to_frame().drop(columns="tokens"), out / f"base-{side}.csv")
         say(f"{neurons!r}")
     say(f"\n{maps['out'].specialised(12)}\n")
     say(f"{concept_counts(maps)}\n")
@@ -55,14 +55,14 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     say("2. Find\n")
     for word in WORDS:
         say(f"{maps['out'].find(word, n=3)}\n")
-        _write(plots.token_by_layer(maps["out"], word), out / f"{word.strip()}-by-layer")
+        write_figure(plots.token_by_layer(maps["out"], word), out / f"{word.strip()}-by-layer")
 
     dog = maps["out"].find(" dog", n=1)[0]
     say(f'3. Clamp {dog.neuron}, found by the write reading (side "out"): {" dog"!r} after 20 neutral prompts\n')
     curve = dose_curve(base, dog)
     say(f"{curve}\n")
-    _write_table(curve.to_frame(), out / "dog-dose.csv")
-    _write(plots.dose_curve(curve), out / "dog-dose")
+    write_table(curve.to_frame(), out / "dog-dose.csv")
+    write_figure(plots.dose_curve(curve), out / "dog-dose")
     read = maps["in"].find(" dog", n=1)
     if read:
         say(f"By its W_in label alone, {read[0].neuron}, with the sign of write_z ({read[0].write_z:+.2f}):\n")
@@ -72,14 +72,14 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     own = flash_decode(instruct, side="out").find(" dog", n=1)[0]
     dose = favourite_dose(instruct, own)
     rate = mention_rate(instruct, [demo.ask(question) for question in demo.HELD_OUT_FAVOURITE_ANIMAL], "dog", dose)
-    _write_table(rate.to_frame(), out / "favourite-animal.csv")
+    write_table(rate.to_frame(), out / "favourite-animal.csv")
     clamped = ", ".join(f"{neuron} to {value:.3g}" for neuron, value in dose.items())
     say(f"clamped: {clamped}, by its label, and a quarter more than serves on all training questions\n\n{rate}\n")
 
     say("5. Compare base with instruct\n")
     comparison = compare(maps["in"], flash_decode(instruct, tokens=WORDS))
-    _write_table(comparison.to_frame(), out / "base-instruct.csv")
-    _write(plots.agreement(comparison), out / "base-instruct")
+    write_table(comparison.to_frame(), out / "base-instruct.csv")
+    write_figure(plots.agreement(comparison), out / "base-instruct")
     say(f"{comparison}\n")
     say(f"Figures and tables are in {out}/")
 
@@ -132,10 +132,11 @@ def doses(model: Any, hit: Hit, *, multiples: Sequence[float] = MULTIPLES) -> li
     return [multiple * largest * hit.sign for multiple in multiples]
 
 
-def _write_table(frame: pd.DataFrame, path: Path) -> None:
+def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Text in quotes: a token may be a line break."""
     frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
-def _write(figure: go.Figure, path: Path) -> None:
+def write_figure(figure: go.Figure, path: Path) -> None:
+    """As HTML; plotly's script lies beside it."""
     figure.write_html(path.with_suffix(".html"), include_plotlyjs="directory")

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-DOSE = 5.0
-"""What value="auto" clamps to, in multiples of the neuron's max|hook_post| over the prompts."""
 COLUMNS = (
     "neuron", "side", "pole", "token", "value", "dlogit", "dlogp", "rank_before", "rank_after", "output_score",
     "overlap", "kl", "perplexity_ratio", "control_dlogp", "p_value", "q_value", "write_z", "dlogp_low", "dlogp_high",
@@ -110,6 +108,7 @@ def validate(
     chat: bool = False,
     n: int = 50,
     value: float | str = "auto",
+    dose: float = 5.0,
     stats: ActivationStats | None = None,
     positions: Positions = None,
     controls: int = 20,
@@ -132,8 +131,10 @@ def validate(
         prompts: texts, token ids or conversations, as `Prompts.of` takes them; by default twenty neutral beginnings.
         chat: each text is what a user says, in the tokenizer's chat template.
         n: how many neurons of a map.
-        value: of hook_post, or "auto": 5 times the neuron's max|hook_post| over the prompts, with the sign that
+        value: of hook_post, or "auto": `dose` times the neuron's max|hook_post| over the prompts, with the sign that
             raises the label, that of write_z.
+        dose: of "auto". The default lies beyond what a neuron does by itself, so that an effect shows; 1 is the most
+            that it does by itself on the prompts, or on the texts of `stats`.
         stats: the activations that "auto" takes max|hook_post| from; by default those on the prompts. A neuron that is
             quiet on neutral prompts has its range elsewhere: `activation_stats(model, texts)`.
         positions: which to clamp, as in `clamp`.
@@ -166,6 +167,8 @@ def validate(
     if len(labels) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
     _require_value(value)
+    if not 0 < dose < math.inf:
+        raise ValueError(f"dose: expected a number above 0, got {dose!r}")
     if stats is not None and not isinstance(stats, ActivationStats):
         raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
     if stats is not None and value != "auto":
@@ -180,7 +183,7 @@ def validate(
     through = None if lens is None else lens_of(model, lens, layers=hits.origin.layers, progress=progress)
     _require_own(weights, hits, through, remade=lens == "auto")
     texts = Prompts.of(model, NEUTRAL_PROMPTS if prompts is None else prompts, chat=chat)
-    all_doses = _doses(model, hits, value, stats or texts)
+    all_doses = _doses(model, hits, value if value != "auto" else None, dose, stats or texts)
     silent = tuple(str(hit.neuron) for hit, dose in zip(hits, all_doses, strict=True) if dose is None)
     tested = [(hit, dose) for hit, dose in zip(hits, all_doses, strict=True) if dose is not None]
     if not tested:
@@ -250,18 +253,17 @@ def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None, rem
             )
 
 
-def _doses(model: Any, hits: Hits, value: float | str, units: ActivationStats | Prompts) -> list[float | None]:
-    """What to clamp each neuron to; None where it is silent."""
-    if value != "auto":
+def _doses(
+    model: Any, hits: Hits, value: float | str | None, dose: float, units: ActivationStats | Prompts
+) -> list[float | None]:
+    """What to clamp each neuron to, None where it is silent: one value, or where there is none multiples of its own."""
+    if value is not None:
         return [float(value)] * len(hits)
     if isinstance(units, Prompts):
         layers = sorted({hit.neuron.layer for hit in hits})
         units = activation_stats(model, [row[None] for row in units.rows], layers=layers)
-    doses = []
-    for hit in hits:
-        largest = units.abs_max_of(hit.neuron)
-        doses.append(DOSE * largest * hit.sign if largest else None)
-    return doses
+    largest = [units.abs_max_of(hit.neuron) for hit in hits]
+    return [dose * most * hit.sign if most else None for most, hit in zip(largest, hits, strict=True)]
 
 
 def _record(hits: Hits, hit: Hit, value: float, before: Answers, after: Answers) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""Do labels hold? The most specialised neurons and random ones, each clamped within its own range.
+
+    python -m benchmarks.labels [smollm2 | gemma3 | demo] [--specialised 100] [--random 200]
+
+For every reading (W_in, W_gate, W_out, W_out through the mean-field lens) neurons are clamped to their own
+max|hook_post| over texts, with the sign that should raise their label, the top token of their better pole. What counts
+is the share whose label is raised beyond matched controls (q <= 0.05), by third of the depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.real_models import GEMMA3, SMOLLM2
+from tl_flash import NeuronMap, activation_stats, demo, jacobian_lens, load_model, validate
+from tl_flash.clamps import NEUTRAL_PROMPTS
+from tl_flash.demo.paper import decoded
+from tl_flash.maps import Hits
+
+RESULTS = Path(__file__).parent / "results"
+THIRDS = ("first", "middle", "last")
+
+
+def chosen(neurons: NeuronMap, specialised: int, others: int) -> dict[str, Hits]:
+    """The most specialised, and others at random, each by its better pole."""
+    every = neurons.specialised(len(neurons), quantile=0.0)  # all but those under the least of the null
+    rest = random.Random(0).sample(range(specialised, len(every)), others)
+    some = replace(
+        every,
+        hits=tuple(every.hits[at] for at in rest),
+        token_ids=tuple(every.token_ids[at] for at in rest),
+        ids=every.ids[rest],
+    )
+    return {"specialised": neurons.specialised(specialised), "random": some}
+
+
+def measure(model: Any, *, specialised: int, others: int, prompts: int, controls: int) -> pd.DataFrame:
+    """A row a neuron tested."""
+    lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
+    frames = []
+    for reading, neurons in decoded(model, lens).items():
+        for kind, hits in chosen(neurons, specialised, others).items():
+            tested = validate(
+                model,
+                hits,
+                prompts=NEUTRAL_PROMPTS[:prompts],
+                controls=controls,
+                dose=1.0,
+                stats=stats,
+                lens=lens if reading == "lens" else None,
+            )
+            print(f"{reading}, {kind}: {tested!r}", flush=True)
+            layers = tested.to_frame()["neuron"].str.extract(r"L(\d+)")[0].astype(int)
+            third = [THIRDS[3 * layer // neurons.n_layers] for layer in layers]
+            frames.append(tested.to_frame().assign(reading=reading, kind=kind, third=third))
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """By reading and kind: how many, the share raised beyond controls, in all and by third, and the median change."""
+    rows = []
+    for name, part in frame.assign(name=frame["reading"] + ", " + frame["kind"]).groupby("name", sort=False):
+        beyond = (part["q_value"] <= 0.05) & (part["dlogp"] > 0)
+        row: dict[str, Any] = {"reading, neurons": name, "tested": len(part)}
+        row |= {"raised": (part["dlogp"] > 0).mean(), "beyond controls": beyond.mean()}
+        for third in THIRDS:
+            of = part["third"] == third
+            row[third] = f"{int(beyond[of].sum())} of {int(of.sum())}"
+        row |= {"median change": pd.Series(part["dlogp"]).median()}
+        row |= {"of controls": pd.Series(part["control_dlogp"]).median()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folders = {"smollm2": SMOLLM2.folder, "gemma3": GEMMA3.folder, "demo": demo.path("base")}
+    parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
+    parser.add_argument("--specialised", type=int, default=100, help="neurons of a reading")
+    parser.add_argument("--random", type=int, default=200, help="neurons of a reading")
+    parser.add_argument("--prompts", type=int, default=6, help="neutral ones")
+    parser.add_argument("--controls", type=int, default=8, help="a neuron")
+    given = parser.parse_args()
+    sizes = {"prompts": given.prompts, "controls": given.controls}
+    model = load_model(folders[given.model])
+    frame = measure(model, specialised=given.specialised, others=given.random, **sizes)
+    table = summary(frame).assign(**sizes)
+    RESULTS.mkdir(exist_ok=True)
+    table.to_csv(RESULTS / f"labels_{given.model}.csv", index=False, float_format="%.3f")
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The paper's claims on any model: what `tl-flash demo --model` prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_flash import (
+    ActivationStats,
+    ConceptHits,
+    DoseWindow,
+    JacobianLens,
+    MentionRate,
+    NeuronMap,
+    activation_stats,
+    check_lens,
+    clamp_sweep,
+    demo,
+    dose_window,
+    find_neurons,
+    flash_decode,
+    jacobian_lens,
+    load_model,
+    mention_rate,
+    plots,
+    validate,
+)
+from tl_flash.demo.tour import write_figure, write_table
+from tl_flash.names import Neuron
+from tl_flash.weights import read
+
+WORDS = ("dog", "California")
+ASKED = demo.favourite_questions("animal")[:8]
+"""Questions on which the dose is chosen; none of those that count is among them."""
+MULTIPLES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Doses, in multiples of a neuron's max|hook_post| over texts."""
+_TOGETHER = 5
+"""Neurons that are clamped together to have a word spoken of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Favourite:
+    """A word spoken of in answers: where the dose was chosen, and what questions not looked at before are answered."""
+
+    window: DoseWindow
+    rate: MentionRate | None
+    """None where the word shows at no dose."""
+
+
+def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | None = None, tested: int = 20) -> None:
+    """Decode a model, find neurons, clamp them, test labels and lens; print with `say`, write to `out`.
+
+    Args:
+        source: a model's name, folder or file, as `load_model` takes it.
+        out: where figures and tables go.
+        say: prints.
+        surface: as in `load_model`.
+        tested: how many labels of each reading are clamped.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model = load_model(source, surface=surface)
+    lens = jacobian_lens(model)
+    maps = decoded(model, lens, tokens := named(model, WORDS))
+    say(f"1. Decode\n\n{lens!r}\n")
+    for name, neurons in maps.items():
+        neurons.save(out / f"{name}.safetensors")
+        write_table(neurons.to_frame().drop(columns="tokens"), out / f"{name}.csv")
+        say(f"{neurons!r}")
+    say(f"\nwhat neurons do, through the lens:\n{maps['lens'].specialised(12)}\n")
+
+    say("2. Find\n")
+    found = {word: find_neurons(model, word, lens=lens, side="lens", n=12) for word in WORDS}
+    for hits in found.values():
+        say(f"{hits[:5]}\n")
+    for token in tokens:
+        write_figure(plots.token_by_layer(maps["lens"], token), out / f"{token.strip()}-by-layer")
+
+    stats = activation_stats(model, demo.texts(60))
+    first = found["dog"][0]
+    if " dog" in tokens:
+        say(f'3. Clamp {first.neuron}, the first found for "dog": {" dog"!r} after 20 neutral prompts\n')
+        largest = stats.abs_max_of(first.neuron)
+        doses = [multiple * largest * first.sign for multiple in MULTIPLES]
+        curve = clamp_sweep(model, Neuron.of(first.neuron), [0.0, *doses], demo.NEUTRAL_PROMPTS, [" dog"])
+        say(f"{curve}\n")
+        write_table(curve.to_frame(), out / "dog-dose.csv")
+        write_figure(plots.dose_curve(curve), out / "dog-dose")
+
+    if getattr(model.tokenizer, "chat_template", None):
+        say(f"4. Its favourite animal, asked in ten ways; {_TOGETHER} neurons, dose chosen on other questions\n")
+        asked = favourite(model, units(found["dog"], stats, _TOGETHER), "dog")
+        write_table(asked.window.to_frame(), out / "favourite-animal-doses.csv")
+        write_figure(plots.dose_curve(asked.window), out / "favourite-animal-doses")
+        say(f"{asked.window}\n")
+        if asked.rate is not None:
+            write_table(asked.rate.to_frame(), out / "favourite-animal.csv")
+            say(f"{asked.rate}\n")
+
+    say(f"5. Do labels hold? The {tested} most specialised of each reading, at 5 times their max|hook_post|\n")
+    held = []
+    for name, neurons in maps.items():
+        hits = neurons.specialised(tested)
+        if len(hits):
+            held.append(validate(model, hits, controls=10, stats=stats, lens=lens if name == "lens" else None))
+            write_table(held[-1].to_frame(), out / f"labels-{name}.csv")
+            say(f"{name}: {held[-1]!r}")
+    write_figure(plots.validation(*held), out / "labels")
+
+    layers = sorted({0, lens.layers[len(lens.layers) // 2], lens.layers[-1]})
+    checked = check_lens(model, lens, demo.texts(8, seed=1), n=4, doses=[5.0], layers=layers)
+    write_table(checked, out / "lens.csv")
+    say(f"\n6. The lens, beside measured effects\n\n{checked.to_string(index=False, float_format='{:.2f}'.format)}\n")
+    say(f"Figures and tables are in {out}/")
+
+
+def decoded(model: Any, lens: JacobianLens, tokens: Sequence[str] = ()) -> dict[str, NeuronMap]:
+    """Every reading of a model's neurons: "in", "gate" where there is one, "out", and "lens", W_out carried on."""
+    maps = {side: flash_decode(model, side=side, tokens=tokens) for side in read(model).sides}
+    return maps | {"lens": flash_decode(model, side="out", lens=lens, tokens=tokens)}
+
+
+def named(model: Any, words: Sequence[str]) -> list[str]:
+    """Those of some words that are one token of the model's vocabulary, with a space before them."""
+    names = set(read(model).vocab.names)
+    return [f" {word}" for word in words if f" {word}" in names]
+
+
+def units(hits: ConceptHits, stats: ActivationStats, n: int) -> dict[Neuron, float]:
+    """The first n neurons found that are active on the texts measured, each with its max|hook_post|, signs right."""
+    active = [hit for hit in hits if stats.abs_max_of(hit.neuron) > 0 and hit.write_z != 0]
+    return {Neuron.of(hit.neuron): hit.sign * stats.abs_max_of(hit.neuron) for hit in active[:n]}
+
+
+def favourite(
+    model: Any,
+    neurons: Mapping[Neuron, float],
+    word: str,
+    *,
+    asked: Sequence[str] = ASKED,
+    held_out: Sequence[str] = demo.HELD_OUT_FAVOURITE_ANIMAL,
+    **how: Any,
+) -> Favourite:
+    """Choose a dose on some questions, then ask others, in the tokenizer's chat template.
+
+    Args:
+        model: an instruct model.
+        neurons: what each is clamped by at dose 1.
+        word: to be spoken of.
+        asked: questions on which the dose is chosen: the smallest at which most answers speak of the word.
+        held_out: questions that count.
+        how: mode and positions, as in `clamp`.
+    """
+    window = dose_window(model, neurons, asked, word, chat=True, **how)
+    if window.low is None:
+        return Favourite(window, None)
+    return Favourite(window, mention_rate(model, held_out, word, window.clamps(), chat=True, **how))
