@@ -68,6 +68,21 @@ def test_coherent_neurons_write_what_they_read(told):
         NeuronMap.load(told[1] / "base-out.safetensors").specialised(3).coherent()
 
 
+def test_the_tour_goes_through_any_model(tmp_path, capsys):
+    assert main(["demo", "--model", str(demo.path("instruct")), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for part in ("1. Decode", "2. Find", "3. Clamp", "5. Do labels hold?", "6. The lens", "through the lens"):
+        assert part in said
+    assert "4. Its favourite" not in said, "this model has no chat template"
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"lens.safetensors", "in.csv", "dog-dose.html", "dog-by-layer.html", "labels-gate.csv"} <= written
+
+
+def test_a_surface_without_a_model_is_refused(tmp_path, capsys):
+    assert main(["demo", "--surface", "bridge", "--out", str(tmp_path / "out")]) == 1
+    assert "--model" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", demo.MODELS)
 def test_loading_needs_no_network(name):
     code = (

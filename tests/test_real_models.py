@@ -6,8 +6,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tl_flash import Neuron, clamp, decode_directions, find_neurons, flash_decode, load_model
+from benchmarks.lens_texts import PROSE
+from tl_flash import (
+    Neuron,
+    activation_stats,
+    check_lens,
+    clamp,
+    decode_directions,
+    demo,
+    find_neurons,
+    flash_decode,
+    jacobian_lens,
+    load_model,
+    validate,
+)
 from tl_flash.clamps import Prompts, complete_text
+from tl_flash.kernel import decode as decode_rows
+from tl_flash.kernel import prepare, reference_decode
+from tl_flash.lens.texts import TEXTS
 from tl_flash.weights import read
 
 K = 10
@@ -123,3 +139,41 @@ def test_a_question_to_smollm2_is_its_tokenizers_own_conversation(smollm2):
     own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert row.tolist() == own and Prompts.of(model, asked).rows[0].tolist() == own
     assert tokenizer.decode(row).endswith("<|im_start|>assistant\n")
+
+
+def test_statistics_of_trained_weights_are_those_of_float64(real_model):
+    weights = read(real_model.folder)
+    x = torch.cat([weights.directions(layer, "in")[:6] for layer in (0, weights.n_layers - 1)])
+    unembedding = prepare(weights.W_U, gain=weights.final_gain, centre=weights.centre)
+    ours = decode_rows(x, unembedding)
+    truth = reference_decode(x, weights.W_U, gain=weights.final_gain, centre=weights.centre, dtype=torch.float64)
+    assert float((ours.log_z - truth.log_z).abs().max()) < 1e-3
+    assert float((ours.std / truth.std - 1).abs().max()) < 1e-5
+    assert float(((ours.kurtosis - truth.kurtosis) / (1 + truth.kurtosis.abs())).abs().max()) < 2.5e-3
+
+
+def test_a_lens_says_what_early_neurons_do_and_weights_alone_do_not(smollm2):
+    model = load_model(smollm2.folder)
+    texts = [model.to_tokens(text)[0, :24] for text in PROSE[:8]]
+    lens = jacobian_lens(model, [model.to_tokens(text)[:, :48] for text in TEXTS[:8]])
+    frame = check_lens(model, lens, texts, n=4, doses=[5.0], layers=[0, 5])
+    by = frame.pivot(index="layer", columns="reading", values="correlation")
+    assert (by["lens"] > by["plain"] + 0.3).all()
+
+
+def test_what_the_most_specialised_write_neurons_are_labelled_with_is_raised(model):
+    n_layers = read(model).n_layers
+    hits = flash_decode(model, side="out", layers=[n_layers - 6, n_layers - 1]).specialised(6)
+    tested = validate(model, hits, prompts=["From my experience,", "One day the"], controls=4)
+    assert tested.share_raised() > 0.8
+    assert tested.to_frame()["dlogp"].median() > float(tested.control_effects.median()) + 0.5
+
+
+def test_clamping_smollm2s_dog_neuron_makes_it_speak_of_dogs(smollm2):
+    model = load_model(smollm2.folder)
+    dose = find_neurons(model, "dog", side="out", n=1).clamps(8.0, activation_stats(model, demo.texts(20)))
+    prompt = "My favourite animal is the"
+    before = complete_text(model, prompt, 8)
+    with clamp(model, dose):
+        after = complete_text(model, prompt, 8)
+    assert "dog" not in before.lower() and "dog" in after.lower()
