@@ -1,0 +1,112 @@
+"""Maps of quantised safetensors equal those of the numbers that they stand for; what does not fit is refused."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from tests import families, quantised_files
+from tests.quantised_files import change, configure
+from tl_flash import flash_decode
+from tl_flash.decode import job
+from tl_flash.weights import read
+from tl_flash.weights.formats import packed as boxes
+from tl_flash.weights.formats.mxfp4 import MXFP4 as MXFP4Format
+
+K = 4
+FP8 = dict(quant_method="fp8", weight_block_size=[32, 32])
+MXFP4 = dict(quant_method="mxfp4")
+IN_EXPERTS = r".*\.experts\.(gate_up|down)_proj"
+HALF = pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no such exponents")
+
+CASES = {
+    "fp8 blocks": ("llama", quantised_files.fp8(32, 32), FP8, "FP8"),
+    "fp8 ragged blocks": ("llama", quantised_files.fp8(40, 40), FP8 | dict(weight_block_size=[40, 40]), "FP8"),
+    "fp8 half-precision scales": ("llama", quantised_files.fp8(32, 32, scales=torch.bfloat16), FP8, "FP8"),
+    "fp8 exponents": ("llama", quantised_files.fp8(32, 32, scales=torch.float8_e8m0fnu), FP8, "FP8"),
+    "fp8 per tensor": (
+        "llama",
+        quantised_files.fp8(999, 999, shape=()),
+        FP8 | dict(weight_block_size=None),
+        "FP8",
+    ),
+    "fp8 of vLLM": (
+        "llama",
+        quantised_files.fp8(999, 999, "weight_scale", torch.float8_e5m2, shape=(1,)),
+        dict(quant_method="fp8", activation_scheme="static"),
+        "FP8",
+    ),
+    "fp8 per row": ("llama", quantised_files.fp8(1, 999, "weight_scale"), dict(quant_method="fbgemm_fp8"), "FP8"),
+    "fp8 in a fused MLP": ("phi3", quantised_files.fp8(32, 32), FP8, "FP8"),
+    "fp8 experts": ("qwen3moe", quantised_files.fp8(32, 32), FP8, "FP8"),
+    "fp8 experts in a stack": ("gpt_oss", quantised_files.fp8(32, 32), FP8, "FP8"),
+    "fp8 in four bits": ("qwen3moe", quantised_files.fp8_experts_in_four_bits, FP8, "FP8"),
+    "mxfp4": ("gpt_oss", quantised_files.mxfp4, MXFP4, "MXFP4"),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A case's folders, quantised and dequantised, shared by the tests."""
+    made = {}
+
+    def written(name):
+        if name not in made:
+            arch, pack, quantisation, _ = CASES[name]
+            only = dict(matrices=IN_EXPERTS) if arch == "gpt_oss" else {}
+            hf = quantised_files.model(arch)
+            folder = tmp_path_factory.mktemp("quantised")
+            made[name] = quantised_files.write(folder, hf, pack, quantisation, tokenizer=families.tokenizer(), **only)
+        return made[name]
+
+    return written
+
+
+def assert_alike(given, expected):
+    assert torch.equal(given.positive.ids, expected.positive.ids)
+    assert torch.equal(given.negative.ids, expected.negative.ids)
+    for name in ("logits", "log_z", "write_z"):
+        assert torch.equal(getattr(given.positive, name), getattr(expected.positive, name)), name
+    assert (given.n_layers, given.n_experts, given.d_mlp) == (expected.n_layers, expected.n_experts, expected.d_mlp)
+
+
+# The numbers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_quantised_folder_gives_the_map_of_its_numbers(written, name, monkeypatch):
+    folder, plain = written(name)
+    for side in ("in", "gate", "out"):
+        assert torch.equal(read(folder).directions(1, side), read(plain).directions(1, side)), side
+        some = slice(7, 30)
+        assert torch.equal(read(folder).directions(1, side, neurons=some), read(plain).directions(1, side)[some])
+    expected = flash_decode(plain, k=K)
+    assert_alike(flash_decode(folder, k=K), expected)
+    monkeypatch.setattr(boxes, "_AT_ONCE", 700)
+    monkeypatch.setattr(job, "BLOCK", 20)
+    given = flash_decode(folder, k=K)
+    assert torch.equal(given.positive.ids, expected.positive.ids)
+    assert given.source.stored == CASES[name][-1] and expected.source.stored is None
+
+
+@pytest.mark.parametrize("name", ["fp8 blocks", "fp8 half-precision scales", "fp8 exponents", "mxfp4"])
+def test_the_numbers_are_those_of_transformers(written, name):
+    if name.startswith("fp8") and not families.STACKS_EXPERTS:
+        pytest.skip("transformers 4 dequantises no FP8")
+    folder, _ = written(name)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert not hasattr(hf.config, "quantization_config") or hf.dtype is torch.float32
+    for side in ("in", "gate", "out"):
+        assert torch.equal(read(folder).directions(1, side), read(hf).directions(1, side)), side
+
+
+def test_mxfp4_is_what_transformers_makes_of_every_byte():
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (2, 5, 3, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(1, 250, (2, 5, 3), dtype=torch.uint8, generator=generator)
+    stored = MXFP4Format({}).stored({"blocks": blocks, "scales": scales})
+    given = stored.unpack(slice(0, 10), slice(0, 96)).reshape(2, 5, 96).mT
+    expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    assert stored.held == expected.shape and torch.equal(given, expected)
