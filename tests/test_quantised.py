@@ -3,10 +3,9 @@
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from tests import families, quantised_files
-from tests.quantised_files import change, configure
+from tests.quantised_files import compressed
 from tl_flash import flash_decode
 from tl_flash.decode import job
 from tl_flash.weights import read
@@ -16,6 +15,9 @@ from tl_flash.weights.formats.mxfp4 import MXFP4 as MXFP4Format
 K = 4
 FP8 = dict(quant_method="fp8", weight_block_size=[32, 32])
 MXFP4 = dict(quant_method="mxfp4")
+GPTQ = dict(quant_method="gptq", bits=4, group_size=quantised_files.GROUP)
+AWQ = dict(quant_method="awq", bits=4, group_size=quantised_files.GROUP, zero_point=True, version="gemm")
+BNB = dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")
 IN_EXPERTS = r".*\.experts\.(gate_up|down)_proj"
 HALF = pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no such exponents")
 
@@ -42,6 +44,99 @@ CASES = {
     "fp8 experts in a stack": ("gpt_oss", quantised_files.fp8(32, 32), FP8, "FP8"),
     "fp8 in four bits": ("qwen3moe", quantised_files.fp8_experts_in_four_bits, FP8, "FP8"),
     "mxfp4": ("gpt_oss", quantised_files.mxfp4, MXFP4, "MXFP4"),
+    **{
+        f"gptq int{bits}": ("llama", quantised_files.gptq(bits), GPTQ | dict(bits=bits), f"GPTQ int{bits}")
+        for bits in (2, 3, 4, 8)
+    },
+    "gptq v2": (
+        "llama",
+        quantised_files.gptq(4, version=2),
+        GPTQ | dict(checkpoint_format="gptq_v2"),
+        "GPTQ int4",
+    ),
+    "gptq desc_act": ("llama", quantised_files.gptq(4, in_order=False), GPTQ | dict(desc_act=True), "GPTQ int4"),
+    "gptq without groups": (
+        "llama",
+        quantised_files.gptq(4, group=None, with_groups=False),
+        GPTQ | dict(group_size=-1),
+        "GPTQ int4",
+    ),
+    "gptq experts": ("qwen3moe", quantised_files.gptq(4), GPTQ, "GPTQ int4"),
+    "awq": ("llama", quantised_files.awq, AWQ, "AWQ int4"),
+    "awq fused": ("phi3", quantised_files.awq, AWQ, "AWQ int4"),
+    **{
+        f"packed int{bits}": (
+            "llama",
+            quantised_files.packed_integers(bits),
+            compressed("pack-quantized", bits, group_size=16, strategy="group"),
+            f"compressed-tensors int{bits}",
+        )
+        for bits in (2, 4, 8)
+    },
+    "packed int4 with zeros": (
+        "llama",
+        quantised_files.packed_integers(4, symmetric=False),
+        compressed("pack-quantized", 4, symmetric=False),
+        "compressed-tensors int4",
+    ),
+    "packed int4 a row": (
+        "qwen3moe",
+        quantised_files.packed_integers(4, group=None),
+        compressed("pack-quantized", 4),
+        "compressed-tensors int4",
+    ),
+    "packed int4 in no order": (
+        "llama",
+        quantised_files.packed_integers(4, in_order=False),
+        compressed("pack-quantized", 4, actorder="group"),
+        "compressed-tensors int4",
+    ),
+    "int8": ("llama", quantised_files.integers(True), compressed("int-quantized", 8), "compressed-tensors int8"),
+    "int8 with zeros": (
+        "llama",
+        quantised_files.integers(False),
+        compressed("naive-quantized", 8),
+        "compressed-tensors int8",
+    ),
+    "compressed fp8": (
+        "llama",
+        quantised_files.fp8(1, 999, "weight_scale"),
+        compressed("float-quantized", 8, "float"),
+        "compressed-tensors FP8",
+    ),
+    "compressed fp8 blocks": (
+        "llama",
+        quantised_files.fp8(40, 40, "weight_scale"),
+        compressed("float-quantized", 8, "float", block_structure=[40, 40]),
+        "compressed-tensors FP8",
+    ),
+    "nvfp4": (
+        "llama",
+        quantised_files.nvfp4,
+        compressed("nvfp4-pack-quantized", 4, "float"),
+        "compressed-tensors NVFP4",
+    ),
+    "compressed mxfp4": (
+        "llama",
+        quantised_files.exponents(4),
+        compressed("mxfp4-pack-quantized", 4, "float"),
+        "compressed-tensors MXFP4",
+    ),
+    "mxfp8": (
+        "llama",
+        quantised_files.exponents(8),
+        compressed("mxfp8-quantized", 8, "float"),
+        "compressed-tensors FP8",
+    ),
+    "nf4": ("llama", quantised_files.four_bit_table(), BNB, "bitsandbytes NF4"),
+    "nf4 in runs over rows": ("llama", quantised_files.four_bit_table(40), BNB, "bitsandbytes NF4"),
+    "nf4 of nested scales": ("phi3", quantised_files.four_bit_table(64, 36), BNB, "bitsandbytes NF4"),
+    "bitsandbytes int8": (
+        "llama",
+        quantised_files.int8,
+        dict(load_in_8bit=True, quant_method="bitsandbytes"),
+        "bitsandbytes int8",
+    ),
 }
 
 
@@ -95,7 +190,6 @@ def test_the_numbers_are_those_of_transformers(written, name):
         pytest.skip("transformers 4 dequantises no FP8")
     folder, _ = written(name)
     hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert not hasattr(hf.config, "quantization_config") or hf.dtype is torch.float32
     for side in ("in", "gate", "out"):
         assert torch.equal(read(folder).directions(1, side), read(hf).directions(1, side)), side
 

@@ -31,8 +31,9 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
 
     Args:
         checkpoint: a Hugging Face folder of config.json and safetensors, in one file or in shards, float32, float16,
-            bfloat16 or quantised in a way that config.json names; a .gguf file, or a folder with one; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of
-            which the files that are needed are fetched into huggingface_hub's cache, or "owner/name/file.gguf".
+            bfloat16 or quantised in a way that config.json names; a .gguf file, or a folder with one; or a name on the
+            hub, such as "meta-llama/Llama-3.1-8B", of which the files that are needed are fetched into
+            huggingface_hub's cache, or "owner/name/file.gguf".
         tokenizer: names the tokens; by default the checkpoint's own, if it has one.
 
     Raises:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from tl_flash.weights.files import Files
+from tl_flash.weights.formats.awq import AWQ
+from tl_flash.weights.formats.bitsandbytes import BitsAndBytes
+from tl_flash.weights.formats.compressed_tensors import CompressedTensors
 from tl_flash.weights.formats.fp8 import FP8
+from tl_flash.weights.formats.gptq import GPTQ
 from tl_flash.weights.formats.mxfp4 import MXFP4
 from tl_flash.weights.formats.packed import Boxes, Packed
 from tl_flash.weights.formats.quantised import Format, Parts, Stored
@@ -20,6 +24,10 @@ FORMATS: dict[str, type[Format]] = {
     "fp8": FP8,
     "fbgemm_fp8": FP8,
     "mxfp4": MXFP4,
+    "gptq": GPTQ,
+    "awq": AWQ,
+    "compressed-tensors": CompressedTensors,
+    "bitsandbytes": BitsAndBytes,
 }
 """By `quant_method` in config.json."""
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -105,7 +105,7 @@ class Grid:
         given = tuple(values.shape)
         if values.numel() == 1:
             values = values.reshape(1, 1)
-        elif given in {(rows,), tuple(stack)}:
+        elif given == (tuple(stack) or (rows,)):
             values = values.reshape(*stack, -1, 1)
         elif len(given) != len(shape) or [*given[:-2]] != stack:
             raise ValueError(f"is scaled by {given}, expected one scale a block of {tuple(shape)}")
@@ -126,7 +126,7 @@ class Grid:
 def floats(numbers: Tensor) -> Tensor:
     """Scales as float32; a byte is an exponent of two."""
     if numbers.dtype == torch.uint8:
-        return torch.ldexp(torch.ones(()), exponents(numbers))
+        return torch.ldexp(torch.ones(numbers.shape), exponents(numbers))
     return numbers.float()
 
 

@@ -1,0 +1,112 @@
+"""bitsandbytes: four-bit numbers from a table with a scale a block (NF4, FP4), and int8 with a scale a row.
+
+In four bits `weight` holds two numbers a byte, the first in the upper half, row after row whatever the shape, which
+`quant_state.bitsandbytes__nf4` (JSON in bytes) tells; `quant_map` is the table, `absmax` the scales, one a run of
+`blocksize` numbers. Quantised themselves ("double quant"), these are bytes: places in `nested_quant_map`, scaled by
+`nested_absmax` and shifted by `nested_offset`. In eight bits a row is scaled by SCB / 127.
+https://github.com/bitsandbytes-foundation/bitsandbytes, whose functions the tests compare these with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_flash.weights.formats.quantised import Parts, Stored, ending
+
+_STATE = "quant_state.bitsandbytes__"
+_KINDS = ("nf4", "fp4")
+_FOUR = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(_STATE + kind for kind in _KINDS))
+_PER_127 = 7.874015718698502e-3
+"""1 / 127, as the package has it."""
+
+
+class BitsAndBytes:
+    """See `Format`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        pass  # how each tensor is quantised its parts tell
+
+    def parts(self, names: Iterable[str]) -> dict[str, Parts]:
+        """See `Format`."""
+        names = set(names)
+        four = {part: f".{part}" for part in _FOUR} | {"weight": ""}
+        eight = {part: f".{part}" for part in ("weight", "SCB", "weight_format")}
+        marks = {f".{part}": "" for part in _FOUR}
+        return ending(names, marks, four) | ending(names, {".SCB": ".weight"}, eight)
+
+    def label(self, parts: Parts) -> str:
+        """See `Format`."""
+        return f"bitsandbytes {'int8' if 'SCB' in parts else _kind(parts).upper()}"
+
+    def stored(self, parts: Mapping[str, Tensor]) -> Stored:
+        """See `Format`."""
+        return _eight_bits(parts) if "SCB" in parts else _four_bits(parts)
+
+
+def _kind(parts: Iterable[str]) -> str:
+    kinds = [kind for kind in _KINDS if _STATE + kind in parts]
+    return kinds[0] if kinds else "4-bit"
+
+
+def _eight_bits(parts: Mapping[str, Tensor]) -> Stored:
+    weight, scales = parts["weight"], parts["SCB"]
+    if weight.dtype != torch.int8 or weight.ndim != 2 or scales.shape != weight.shape[:1]:
+        raise ValueError(
+            f"is {weight.dtype} {tuple(weight.shape)} with SCB {tuple(scales.shape)}; expected int8, one a row"
+        )
+    if "weight_format" in parts and int(parts["weight_format"]) != 0:
+        raise ValueError(f"has weight_format {int(parts['weight_format'])}, expected 0, rows as they are")
+
+    def unpack(rows: slice, columns: slice) -> Tensor:
+        return weight[rows, columns] * scales[rows, None].float() * _PER_127
+
+    return Stored(tuple(weight.shape), unpack)
+
+
+def _four_bits(parts: Mapping[str, Tensor]) -> Stored:
+    state = _state(parts[_STATE + _kind(parts)])
+    shape, size = tuple(state["shape"]), state["blocksize"]
+    packed, table, scales = parts["weight"], parts["quant_map"].float(), _scales(parts, state)
+    packed = packed.reshape(-1).view(torch.uint8)
+    n_numbers, n_columns = prod(shape), shape[-1]
+    if len(packed) != -(-n_numbers // 2) or scales.shape != (-(-n_numbers // size),) or table.shape != (16,):
+        raise ValueError(
+            f"is {len(packed)} bytes with {len(scales)} scales from a table of {len(table)}, expected "
+            f"{-(-n_numbers // 2)} and {-(-n_numbers // size)} for a weight of {shape}, and 16"
+        )
+
+    def unpack(rows: slice, columns: slice) -> Tensor:
+        at = torch.arange(rows.start, rows.stop)[:, None] * n_columns + torch.arange(columns.start, columns.stop)
+        bits = packed[at // 2].int() >> 4 * (1 - at % 2) & 15
+        return table[bits] * scales[at // size]
+
+    return Stored(shape, unpack)
+
+
+def _state(held: Tensor) -> dict[str, Any]:
+    """What JSON in bytes says of a tensor."""
+    try:
+        state = json.loads(bytes(held.to(torch.uint8).tolist()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"has a quant_state that is no JSON ({error})") from error
+    sizes = [state.get("blocksize"), *(state.get("shape") or [None])] if isinstance(state, dict) else [None]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"has quant_state {state!r}, expected a shape and a blocksize")
+    return state
+
+
+def _scales(parts: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensor:
+    """One a block, float32."""
+    scales = parts["absmax"]
+    if scales.dtype != torch.uint8:
+        return scales.float()
+    over, table, size = parts["nested_absmax"].float(), parts["nested_quant_map"].float(), state["nested_blocksize"]
+    if over.shape != (-(-len(scales) // size),) or table.shape != (256,):
+        raise ValueError(f"has {len(over)} nested_absmax for {len(scales)} absmax in blocks of {size}")
+    return table[scales.int()] * over.repeat_interleave(size)[: len(scales)] + state["nested_offset"]
