@@ -48,7 +48,7 @@ class CompressedTensors:
         if sparse != "dense" or config.get("transform_config"):
             raise ValueError(f"weights are rotated or sparse ({sparse}), expected them as the model has them")
         schemes = [scheme for group in groups.values() if isinstance(scheme := group.get("weights"), dict)]
-        self._bits = {scheme.get("num_bits") for scheme in schemes}
+        self._bits = {int(scheme["num_bits"]) for scheme in schemes if scheme.get("num_bits")}
         self._blocks = [block for scheme in schemes if (block := scheme.get("block_structure"))]
         self._floats = any(scheme.get("type") == "float" for scheme in schemes)
 
