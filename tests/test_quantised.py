@@ -6,7 +6,8 @@ import transformers
 
 from tests import families, quantised_files
 from tests.quantised_files import compressed
-from tl_flash import flash_decode
+from tl_flash import compare, decode_to_file, flash_decode, load_model
+from tl_flash.cli import main
 from tl_flash.decode import job
 from tl_flash.weights import read
 from tl_flash.weights.formats import packed as boxes
@@ -204,3 +205,44 @@ def test_mxfp4_is_what_transformers_makes_of_every_byte():
     given = stored.unpack(slice(0, 10), slice(0, 96)).reshape(2, 5, 96).mT
     expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert stored.held == expected.shape and torch.equal(given, expected)
+
+
+# As a map says it, and as a model
+
+
+def test_a_map_says_how_its_model_was_quantised(written, tmp_path):
+    maps = [flash_decode(source, k=K) for name in ("nf4", "awq") for source in written(name)]
+    assert "across quantisations (bitsandbytes NF4 against float32)" in repr(compare(maps[0], maps[1]))
+    assert "across quantisations (bitsandbytes NF4 against AWQ int4)" in repr(compare(maps[0], maps[2]))
+    assert "across" not in repr(compare(maps[0], maps[0]))
+    maps[0].save(tmp_path / "map.safetensors")
+    assert type(maps[0]).load(tmp_path / "map.safetensors").source.stored == "bitsandbytes NF4"
+
+
+def test_the_command_line_and_a_decode_to_a_file(written, tmp_path, capsys):
+    folder, _ = written("gptq int4")
+    assert main(["decode", str(folder), "-o", str(tmp_path / "a.safetensors"), "-k", "3"]) == 0
+    decode_to_file(folder, tmp_path / "b.safetensors", k=3)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert main(["find", str(folder), "dog", "-n", "2"]) == 0 and "'dog'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("surface", families.loaded_surfaces())
+@pytest.mark.parametrize("name", ["fp8 blocks", "gptq int4", "awq", "packed int4", "nf4", "bitsandbytes int8"])
+def test_a_quantised_folder_is_loaded_to_clamp(written, name, surface):
+    folder, plain = written(name)
+    model, expected = load_model(folder, surface=surface), load_model(plain, surface=surface)
+    ids = torch.randint(72, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(ids), expected(ids))
+    assert_alike(flash_decode(model, k=K), flash_decode(expected, k=K))
+    assert model.cfg.dtype is torch.float32 and model.tokenizer is not None
+
+
+@pytest.mark.parametrize("name", ["fp8 experts", "mxfp4"])
+def test_experts_are_loaded_whole(written, name):
+    if not families.HAS_BRIDGE:
+        pytest.skip("TransformerLens 2 has no bridges")
+    folder, plain = written(name)
+    given, expected = (load_model(source, dtype="bfloat16").original_model.state_dict() for source in (folder, plain))
+    assert given.keys() == expected.keys() and all(torch.equal(given[name], expected[name]) for name in given)

@@ -193,15 +193,20 @@ def _found_of_gguf(name: str, paths: Sequence[Path]) -> tuple[Found, GGUFTensors
 
 
 def _found_of(files: Files) -> Found:
-    """What is known of the class that a checkpoint's config names.
+    """What is known of the class that a checkpoint's config names; see `class_of_checkpoint`."""
+    return found(*class_of_checkpoint(files))
+
+
+def class_of_checkpoint(files: Files) -> tuple[Any, Any]:
+    """The class that a checkpoint's config names, and the config, without what it says of a quantisation.
 
     Raises:
-        ValueError: transformers has no such class, the config is not one of it, or its layout cannot be found.
+        FileNotFoundError: no config.json.
+        ValueError: transformers has no such class, or the config is not one of it.
     """
     import transformers
 
-    config = files.json("config.json")
-    given = config.get("architectures")
+    given = files.json("config.json").get("architectures")
     name = given[0] if isinstance(given, list) and given else None
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None or not hasattr(model_class, "config_class"):
@@ -213,8 +218,8 @@ def _found_of(files: Files) -> Found:
         parsed = model_class.config_class.from_pretrained(files.need("config.json", "expected it").parent)
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"config.json: no config of {name} ({error}); fetch it again") from error
-    parsed.__dict__.pop("quantization_config", None)  # which says nothing of a layout
-    return found(model_class, parsed)
+    parsed.__dict__.pop("quantization_config", None)
+    return model_class, parsed
 
 
 def _named_as(shards: Shards | QuantisedShards, seen: Found) -> Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -30,6 +30,8 @@ FORMATS: dict[str, type[Format]] = {
     "bitsandbytes": BitsAndBytes,
 }
 """By `quant_method` in config.json."""
+_WHOLE = (torch.bool, torch.int64)
+"""Of buffers, which nothing quantises."""
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -150,8 +152,31 @@ class Dequantised(Mapping[str, Tensor]):
                     )
                 continue
             self._raw.require({name: shape})
-            if self._raw[name].dtype not in _PLAIN:
-                raise ValueError(
-                    f"{file}: {name} is {self._raw[name].dtype} and nothing says by what it is scaled; fetch the "
-                    "checkpoint again"
-                )
+            self._require_plain(name)
+
+    def in_memory(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tensors, dequantised one after the other.
+
+        Args:
+            dtype: of what is quantised or a float.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a tensor's parts are missing, or do not fit together.
+        """
+        held = {}
+        for name in self:
+            if name in self._shards.parts:
+                held[name] = self[name].clone().to(dtype)
+            else:
+                self._require_plain(name, _PLAIN + _WHOLE)
+                held[name] = self[name].to(dtype) if self[name].is_floating_point() else self[name].clone()
+        return held
+
+    def _require_plain(self, name: str, dtypes: Sequence[torch.dtype] = _PLAIN) -> None:
+        dtype = self._raw[name].dtype
+        if dtype not in dtypes:
+            raise ValueError(
+                f"{self._shards.where[name]}: {name} is {dtype} and nothing says by what it is scaled; fetch the "
+                "checkpoint again"
+            )
