@@ -1,15 +1,20 @@
 """Maps of quantised safetensors equal those of the numbers that they stand for; what does not fit is refused."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tests import families, quantised_files
-from tests.quantised_files import compressed
+from tests.quantised_files import compressed, configure
 from tl_flash import compare, decode_to_file, flash_decode, load_model
 from tl_flash.cli import main
 from tl_flash.decode import job
-from tl_flash.weights import read
+from tl_flash.weights import layout, read, read_unembedding
+from tl_flash.weights.formats import gptq
 from tl_flash.weights.formats import packed as boxes
 from tl_flash.weights.formats.mxfp4 import MXFP4 as MXFP4Format
 
@@ -69,7 +74,7 @@ CASES = {
         f"packed int{bits}": (
             "llama",
             quantised_files.packed_integers(bits),
-            compressed("pack-quantized", bits, group_size=16, strategy="group"),
+            compressed("pack-quantized", bits, group_size=16),
             f"compressed-tensors int{bits}",
         )
         for bits in (2, 4, 8)
@@ -77,7 +82,7 @@ CASES = {
     "packed int4 with zeros": (
         "llama",
         quantised_files.packed_integers(4, symmetric=False),
-        compressed("pack-quantized", 4, symmetric=False),
+        compressed("pack-quantized", 4, symmetric=False, group_size=16),
         "compressed-tensors int4",
     ),
     "packed int4 a row": (
@@ -89,7 +94,7 @@ CASES = {
     "packed int4 in no order": (
         "llama",
         quantised_files.packed_integers(4, in_order=False),
-        compressed("pack-quantized", 4, actorder="group"),
+        compressed("pack-quantized", 4, actorder="group", group_size=16),
         "compressed-tensors int4",
     ),
     "int8": ("llama", quantised_files.integers(True), compressed("int-quantized", 8), "compressed-tensors int8"),
@@ -126,7 +131,7 @@ CASES = {
     "mxfp8": (
         "llama",
         quantised_files.exponents(8),
-        compressed("mxfp8-quantized", 8, "float"),
+        compressed("mxfp8-quantized", 8, "float", group_size=32),
         "compressed-tensors FP8",
     ),
     "nf4": ("llama", quantised_files.four_bit_table(), BNB, "bitsandbytes NF4"),
@@ -246,3 +251,159 @@ def test_experts_are_loaded_whole(written, name):
     folder, plain = written(name)
     given, expected = (load_model(source, dtype="bfloat16").original_model.state_dict() for source in (folder, plain))
     assert given.keys() == expected.keys() and all(torch.equal(given[name], expected[name]) for name in given)
+
+
+def test_parts_may_be_in_files_of_their_own(written, tmp_path):
+    folder, plain = written("nf4 of nested scales")
+    shutil.copytree(folder, tmp_path / "x")
+    tensors = load_file(folder / "model.safetensors")
+    (tmp_path / "x" / "model.safetensors").unlink()
+    where = {name: f"model-{at % 3}.safetensors" for at, name in enumerate(sorted(tensors))}
+    for file in {*where.values()}:
+        save_file({name: tensors[name] for name in tensors if where[name] == file}, tmp_path / "x" / file)
+    (tmp_path / "x" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert_alike(flash_decode(tmp_path / "x", k=K), flash_decode(plain, k=K))
+
+
+def test_an_unembedding_may_be_quantised(tmp_path):
+    hf = quantised_files.model("llama")
+    folder, plain = quantised_files.write(tmp_path, hf, quantised_files.fp8(8, 32), FP8, matrices="lm_head.weight")
+    configure(folder, quantization_config=FP8 | dict(weight_block_size=[8, 32]))
+    assert_alike(given := flash_decode(folder, k=K), flash_decode(plain, k=K))
+    assert given.source.stored == "FP8" and read_unembedding(folder).W_U.shape == (64, 72)
+    assert layout(folder).unembedding.tensor == "lm_head.weight"
+
+
+def test_a_zero_point_that_wraps_is_zero():
+    """As AutoGPTQ unpacks it: the sum of the zero point and 1 keeps its bits alone."""
+    words = torch.full((4, 8), -1, dtype=torch.int32)  # every number 15
+    parts = {"qweight": words, "qzeros": torch.full((1, 1), -1, dtype=torch.int32), "scales": torch.ones(1, 8)}
+    stored = gptq.GPTQ(GPTQ | dict(group_size=-1)).stored(parts)
+    assert torch.equal(stored.unpack(slice(0, 32), slice(0, 8)), torch.full((32, 8), 15.0))
+
+
+# Refusals
+
+
+def refused(folder, message):
+    for use in (flash_decode, load_model):
+        with pytest.raises(ValueError, match=message):
+            use(folder, **({} if use is flash_decode else dict(surface=families.loaded_surfaces()[0])))
+
+
+@pytest.mark.parametrize(
+    "quantisation, message",
+    [
+        (dict(quant_method="hqq"), r"quantised by 'hqq' .*expected one of fp8, .* bitsandbytes; take the unquantised"),
+        (dict(bits=4), "quantised by None"),
+        ([4], r"quantization_config is \[4\], expected an object"),
+        (FP8 | dict(weight_block_size=[32]), r"weight_block_size is \[32\], expected rows and columns"),
+        (GPTQ | dict(bits=5), r"bits are 5, expected one of \(2, 3, 4, 8\)"),
+        (GPTQ | dict(checkpoint_format="marlin"), "checkpoint_format is 'marlin', expected one of gptq, gptq_v2"),
+        (AWQ | dict(version="GEMV"), "version is 'gemv', expected 'gemm'"),
+        (AWQ | dict(bits=3), "bits are 3, expected 4"),
+        (dict(quant_method="compressed-tensors", format="pack-quantized"), "config_groups are None"),
+        (compressed("marlin-24", 4), "format is marlin-24, expected one of pack-quantized, "),
+        (compressed("dense", 4) | dict(sparsity_config=dict(format="sparse-24-bitmask")), "format is dense"),
+        (
+            compressed("pack-quantized", 4) | dict(sparsity_config=dict(format="sparse-24-bitmask")),
+            "rotated or sparse .sparse-24-bitmask.",
+        ),
+        (compressed("pack-quantized", 4) | dict(transform_config=dict(config_groups={})), "rotated or sparse"),
+    ],
+)
+def test_unknown_quantisations_are_refused(written, tmp_path, quantisation, message):
+    shutil.copytree(written("awq")[0], tmp_path / "x")
+    configure(tmp_path / "x", quantization_config=quantisation)
+    refused(tmp_path / "x", message)
+
+
+UP = "model.layers.1.mlp.up_proj"
+MISSING = {
+    "fp8 blocks": {"weight_scale_inv": "is torch.float8_e4m3fn, whose scales are missing"},
+    "mxfp4": {
+        "gate_up_proj_scales": "its scales is missing",
+        "gate_up_proj_blocks": "no tensor .*gate_up_proj|gate_up_proj_scales is torch.uint8",
+    },
+    "gptq int4": {name: f"its {name} is missing" for name in ("qzeros", "scales")},
+    "gptq desc_act": {"qweight": "no tensor .*up_proj.weight|g_idx is torch.int32"},
+    "awq": {name: f"its {name} is missing" for name in ("qzeros", "scales")},
+    "packed int4": {f"weight_{name}": f"its {name} is missing" for name in ("scale", "shape")},
+    "nvfp4": {"weight_scale": "its scale is missing", "weight_global_scale": "expected one float8 of 16 numbers"},
+    "int8": {"weight_scale": "is torch.int8, whose scales are missing"},
+    "nf4 of nested scales": {
+        "weight.absmax": "its absmax is missing",
+        "weight.quant_map": "its quant_map is missing",
+        "weight.nested_absmax": "its nested_absmax is missing",
+        "weight.quant_state.bitsandbytes__nf4": "its quant_state.bitsandbytes__.* is missing",
+    },
+    "bitsandbytes int8": {"SCB": "is torch.int8, whose scales are missing", "weight": "its weight is missing"},
+}
+
+
+def broken(folder, at, change):
+    """A copy of a folder whose tensors of one layer's MLP that end so are changed."""
+    shutil.copytree(folder, at)
+    tensors = load_file(folder / "model.safetensors")
+    names = [name for name in tensors if ".1.mlp." in name and "down" not in name and name.endswith(change[0])]
+    assert names
+    quantised_files.change(at, {name: change[1](tensors[name]) for name in names})
+    return at
+
+
+@pytest.mark.parametrize("name, part", [(name, part) for name, parts in MISSING.items() for part in parts])
+def test_a_missing_part_is_refused(written, tmp_path, name, part):
+    end = part if name == "mxfp4" else f".{part}"
+    refused(broken(written(name)[0], tmp_path / "x", (end, lambda tensor: None)), MISSING[name][part])
+
+
+CHANGED = {
+    "fp8 blocks": {"scale_inv": (lambda x: x[:, :-1], "expected one scale a block")},
+    "fp8 per row": {"scale": (lambda x: x[:-1], "expected one scale a block")},
+    "mxfp4": {"gate_up_proj_scales": (lambda x: x[:-1], "expected .expert, output, group, 16.")},
+    "gptq int4": {
+        ".scales": (lambda x: x[:, :-1], r"has scales of shape .*, expected \(4, 96\)"),
+        ".qzeros": (lambda x: x[:-1], r"has qzeros of shape .*, expected \(4, 12\)"),
+        ".g_idx": (lambda x: x + 1, "has g_idx .* up to 4; expected 64 of 4"),
+        ".qweight": (lambda x: x.long(), "is torch.int64 .*; expected int32"),
+    },
+    "gptq int3": {".qweight": (lambda x: x[:-1], "which holds no whole number of 3 bits a word|has g_idx")},
+    "awq": {
+        ".scales": (lambda x: x[:, :-1], "has scales"),
+        ".qweight": (lambda x: x[:-16], "expected one scale a block"),
+    },
+    "packed int4 with zeros": {
+        "_scale": (lambda x: x[:-1], "is scaled by"),
+        "_zero_point": (lambda x: x[:-1], "has zero points"),
+        "_shape": (lambda x: x + 8, r"for a weight of \(104, 72\), expected int32 of 4 bits"),
+    },
+    "packed int4 in no order": {"_g_idx": (lambda x: x + 1, "up to 4, expected 4")},
+    "nvfp4": {".weight_scale": (lambda x: x[:, :-1], "expected one float8 of 16 numbers")},
+    "nf4 of nested scales": {
+        ".weight": (lambda x: x[:-1], "bytes with .* scales"),
+        ".absmax": (lambda x: x[:-1], "nested_absmax for|bytes with"),
+        "__nf4": (lambda x: x[:-1], "a quant_state that is no JSON"),
+        ".quant_map": (lambda x: x[:-1], "nested_absmax for|from a table of 15"),
+    },
+    "bitsandbytes int8": {
+        "SCB": (lambda x: x[:-1], "expected int8, one a row"),
+        "weight_format": (lambda x: x + 1, "has weight_format 1, expected 0, rows as they are"),
+    },
+}
+
+
+@pytest.mark.parametrize("name, part", [(name, part) for name, parts in CHANGED.items() for part in parts])
+def test_parts_that_do_not_fit_are_refused(written, tmp_path, name, part):
+    change, message = CHANGED[name][part]
+    refused(broken(written(name)[0], tmp_path / "x", (part, change)), f"model.safetensors: .*({message})")
+
+
+def test_another_model_and_a_truncated_file_are_refused(written, tmp_path):
+    folder = shutil.copytree(written("gptq int4")[0], tmp_path / "x")
+    configure(folder, intermediate_size=128)
+    with pytest.raises(ValueError, match=r"up_proj.weight is \(96, 64\), expected \(128, 64\) by config.json"):
+        flash_decode(folder)
+    configure(folder, intermediate_size=96, quantization_config=FP8)
+    refused(folder, "no tensor model.layers.0.mlp.*weight|g_idx is .* quantised in another way")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+    refused(folder, "truncated")

@@ -118,7 +118,7 @@ def held_by(checkpoint: str | Path) -> Held:
 
 def _in_safetensors(files: Files) -> Held:
     files.refuse_adapter()
-    seen, shards = _found_of(files), tensors_of(files)
+    shards, seen = tensors_of(files), _found_of(files)
     layout = _named_as(shards, seen)
     shape = seen.shapes[seen.layout.unembedding.tensor]
     d_model = shape[0] if layout.unembedding.transposed else shape[1]

@@ -28,6 +28,7 @@ class AWQ:
     def __init__(self, config: Mapping[str, Any]) -> None:
         if config.get("bits", 4) != 4:
             raise ValueError(f"bits are {config['bits']!r}, expected 4")
+        self._group = config.get("group_size", -1)
         form = str(config.get("version") or config.get("format") or "gemm").lower()
         if form != "gemm":
             raise ValueError(f"version is {form!r}, expected 'gemm'")
@@ -51,11 +52,12 @@ class AWQ:
                 f"has scales {tuple(scales.shape)} and qzeros {tuple(zeros.shape)}, expected [groups, {shape[1]}] and "
                 f"[groups, {packed.shape[1]}]"
             )
-        scale = Grid(scales, shape)
+        groups = [(self._group, 1)] if self._group and self._group > 0 else [(shape[0], 1)]
+        scale = Grid(scales, shape, groups)
 
         @cache
         def zero_points() -> Grid:
-            return Grid(_in_order(zeros), shape)
+            return Grid(_in_order(zeros), shape, groups)
 
         def unpack(rows: slice, columns: slice) -> Tensor:
             first, last = columns.start // _EACH, -(-columns.stop // _EACH)

@@ -49,7 +49,10 @@ class CompressedTensors:
             raise ValueError(f"weights are rotated or sparse ({sparse}), expected them as the model has them")
         schemes = [scheme for group in groups.values() if isinstance(scheme := group.get("weights"), dict)]
         self._bits = {int(scheme["num_bits"]) for scheme in schemes if scheme.get("num_bits")}
+        self._groups = {size for scheme in schemes if (size := scheme.get("group_size") or 0) > 0}
+        self._ungrouped = any((scheme.get("group_size") or 0) <= 0 for scheme in schemes)
         self._blocks = [block for scheme in schemes if (block := scheme.get("block_structure"))]
+        self._blocks += [(1, size) for size in self._groups]
         self._floats = any(scheme.get("type") == "float" for scheme in schemes)
 
     def parts(self, names: Iterable[str]) -> dict[str, Parts]:
@@ -103,8 +106,10 @@ class CompressedTensors:
             )
         bits, n_groups = fits[0], scales.shape[-1]
         half = 1 << bits - 1
-        if scales.shape != (shape[0], n_groups) or shape[1] % n_groups:
-            raise ValueError(f"is scaled by {tuple(scales.shape)}, expected [{shape[0]}, groups of {shape[1]}]")
+        known = {-(-shape[1] // size) for size in self._groups} | ({1} if self._ungrouped else set())
+        if scales.shape != (shape[0], n_groups) or n_groups not in known or shape[1] % n_groups:
+            groups = " or ".join(map(str, sorted(known)))
+            raise ValueError(f"is scaled by {tuple(scales.shape)}, expected [{shape[0]}, {groups}]")
         if zeros is not None and tuple(zeros.shape) != _packed((n_groups, shape[0]), bits)[::-1]:
             raise ValueError(f"has zero points {tuple(zeros.shape)} beside scales {tuple(scales.shape)}")
         group = torch.arange(shape[1]) // (shape[1] // n_groups)

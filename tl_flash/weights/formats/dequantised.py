@@ -43,12 +43,13 @@ def tensors_of(files: Files) -> Shards | QuantisedShards:
         ValueError: a quantisation that is not known.
     """
     config = files.json("config.json")
-    quantisation = config.get("quantization_config")
+    quantisation = config.get("quantization_config") or config.get("compression_config")
     if not quantisation:
         return Shards(files)
     if not isinstance(quantisation, dict):
         raise ValueError(f"config.json: quantization_config is {quantisation!r}, expected an object; fetch it again")
-    method = quantisation.get("quant_method")
+    in_bits = quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit")
+    method = quantisation.get("quant_method", "bitsandbytes" if in_bits else None)
     if method not in FORMATS:
         raise ValueError(
             f"{files.checkpoint}: quantised by {method!r} (quant_method in config.json), expected one of "
@@ -177,6 +178,6 @@ class Dequantised(Mapping[str, Tensor]):
         dtype = self._raw[name].dtype
         if dtype not in dtypes:
             raise ValueError(
-                f"{self._shards.where[name]}: {name} is {dtype} and nothing says by what it is scaled; fetch the "
-                "checkpoint again"
+                f"{self._shards.where[name]}: {name} is {dtype}, whose scales are missing, or which is quantised "
+                "in another way than config.json says; fetch the checkpoint again"
             )

@@ -21,18 +21,20 @@ FLOATS = {
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
     if (dtype := getattr(torch, name, None)) is not None
 }
+_BLOCK, _FOUR_BITS = [128, 128], [1, 32]
+"""Rows and columns with a scale in common, where the config says nothing, and where experts are in four bits."""
 
 
 class FP8:
     """See `Format`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        block = config.get("weight_block_size")
+        block = config.get("weight_block_size", _BLOCK)
         if block is not None and not (
             isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
         ):
             raise ValueError(f"weight_block_size is {block!r}, expected rows and columns")
-        self._blocks = [] if block is None else [block]
+        self._block = block or _BLOCK
 
     def parts(self, names: Iterable[str]) -> dict[str, Parts]:
         """See `Format`."""
@@ -57,7 +59,8 @@ class FP8:
             shape = (*first, columns)
         else:
             raise ValueError(f"has a scale, so that float8 was expected, and is {weight.dtype}")
-        grid, rows_of = Grid(scale, shape, self._blocks), weight.reshape(prod(first), columns)
+        blocks = [_FOUR_BITS] if weight.dtype == torch.int8 else [self._block]
+        grid, rows_of = Grid(scale, shape, blocks), weight.reshape(prod(first), columns)
 
         def unpack(rows: slice, columns: slice) -> Tensor:
             packed = rows_of[rows]

@@ -59,7 +59,7 @@ class GPTQ:
             if parts[name].shape != shape:
                 raise ValueError(f"has {name} of shape {tuple(parts[name].shape)}, expected {shape}")
         group = parts["g_idx"].long() if "g_idx" in parts else torch.arange(n_inputs) // self._group_size(n_inputs)
-        if group.shape != (n_inputs,) or int(group.min()) < 0 or int(group.max()) >= n_groups:
+        if group.shape != (n_inputs,) or int(group.min()) < 0 or int(group.max()) + 1 != n_groups:
             raise ValueError(
                 f"has g_idx {tuple(group.shape)} up to {int(group.max())}; expected {n_inputs} of {n_groups}"
             )

@@ -88,13 +88,13 @@ def ending(names: Iterable[str], marks: Mapping[str, str], among: Mapping[str, s
 class Grid:
     """Numbers that hold for blocks of a matrix each: scales, zero points."""
 
-    def __init__(self, values: Tensor, shape: Sequence[int], blocks: Iterable[Sequence[int]] = ()) -> None:
+    def __init__(self, values: Tensor, shape: Sequence[int], blocks: Iterable[Sequence[int]]) -> None:
         """Lay them out.
 
         Args:
             values: one a block [.., rows, columns], one a row [rows], one a matrix [..] or one in all.
             shape: of the matrix, or of the stack of them.
-            blocks: rows and columns of blocks, of which the first is taken that fits; else what divides the matrix.
+            blocks: rows and columns that a block may have, beside one that is a row, or all.
 
         Raises:
             ValueError: they fit no blocks.
@@ -110,10 +110,12 @@ class Grid:
         elif len(given) != len(shape) or [*given[:-2]] != stack:
             raise ValueError(f"is scaled by {given}, expected one scale a block of {tuple(shape)}")
         high, wide = values.shape[-2:]
-        fits = [(tall, broad) for tall, broad in blocks if (-(-rows // tall), -(-columns // broad)) == (high, wide)]
-        if not fits and (rows % high or columns % wide):
-            raise ValueError(f"is scaled by {given}, which divides {tuple(shape)} into no equal blocks")
-        self._block = fits[0] if fits else (rows // high, columns // wide)
+        known = [*blocks, (rows, columns), (1, columns)]
+        fits = [(tall, broad) for tall, broad in known if (-(-rows // tall), -(-columns // broad)) == (high, wide)]
+        if not fits:
+            sizes = ", ".join(f"{tall} x {broad}" for tall, broad in known)
+            raise ValueError(f"is scaled by {given}, expected one scale a block of {tuple(shape)}, of {sizes}")
+        self._block = fits[0]
         self._values, self._rows, self._high = values.expand(*stack, high, wide).reshape(-1, wide), rows, high
 
     def at(self, rows: slice, columns: slice) -> Tensor:
