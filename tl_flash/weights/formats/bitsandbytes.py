@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tl_flash.weights.formats.quantised import Parts, Stored, ending
+from tl_flash.weights.formats.quantised import Parts, Stored, ending, halves, looked_up
 
 _STATE = "quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
@@ -81,10 +81,15 @@ def _four_bits(parts: Mapping[str, Tensor]) -> Stored:
             f"{-(-n_numbers // 2)} and {-(-n_numbers // size)} for a weight of {shape}, and 16"
         )
 
+    if n_columns % 2:
+        raise ValueError(f"has rows of {n_columns} numbers, expected an even number, so that each begins with a byte")
+    by_row, pairs, run = packed.view(-1, n_columns // 2), halves(table, upper_first=True), gcd(n_columns, size)
+    first = torch.arange(0, n_columns, run)
+
     def unpack(rows: slice, columns: slice) -> Tensor:
-        at = torch.arange(rows.start, rows.stop)[:, None] * n_columns + torch.arange(columns.start, columns.stop)
-        bits = packed[at // 2].int() >> 4 * (1 - at % 2) & 15
-        return table[bits] * scales[at // size]
+        numbers = looked_up(by_row[rows], columns, pairs)
+        of_runs = scales[(torch.arange(rows.start, rows.stop)[:, None] * n_columns + first) // size]
+        return numbers * of_runs[:, torch.arange(columns.start, columns.stop) // run]
 
     return Stored(shape, unpack)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tl_flash.weights.formats.fp8 import FLOATS
-from tl_flash.weights.formats.quantised import Grid, Parts, Stored, ending, floats, small_floats, unpacked_words
+from tl_flash.weights.formats.quantised import Grid, Parts, Stored, ending, floats, looked_up, unpacked_words
 
 _FORMATS = (
     "pack-quantized",
@@ -154,6 +154,6 @@ def _four_bit_floats(parts: Mapping[str, Tensor]) -> Stored:
     by = floats(scales) if over is None else scales.float() / over.float().reshape(())
 
     def unpack(rows: slice, columns: slice) -> Tensor:
-        return small_floats(packed[rows], columns) * by[rows][:, torch.arange(columns.start, columns.stop) // size]
+        return looked_up(packed[rows], columns) * by[rows][:, torch.arange(columns.start, columns.stop) // size]
 
     return Stored(shape, unpack)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_flash.weights.formats.quantised import Grid, Parts, Stored, ending, small_floats
+from tl_flash.weights.formats.quantised import Grid, Parts, Stored, ending, looked_up
 
 FLOATS = {
     dtype
@@ -64,7 +64,7 @@ class FP8:
 
         def unpack(rows: slice, columns: slice) -> Tensor:
             packed = rows_of[rows]
-            numbers = packed[:, columns].float() if packed.dtype in FLOATS else small_floats(packed, columns)
+            numbers = packed[:, columns].float() if packed.dtype in FLOATS else looked_up(packed, columns)
             return numbers * grid.at(rows, columns)
 
         return Stored(shape, unpack)

@@ -66,7 +66,7 @@ class GPTQ:
 
         @cache
         def zero_points() -> Tensor:
-            return unpacked_words(zeros, self._bits) + self._plus & (1 << self._bits) - 1
+            return (unpacked_words(zeros, self._bits) + self._plus) % 2**self._bits
 
         def unpack(rows: slice, columns: slice) -> Tensor:
             first, last = rows.start // _TOGETHER, -(-rows.stop // _TOGETHER)

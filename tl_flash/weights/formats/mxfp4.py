@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_flash.weights.formats.quantised import Parts, Stored, ending, exponents, small_floats
+from tl_flash.weights.formats.quantised import Parts, Stored, ending, exponents, looked_up
 
 _GROUP = 32
 
@@ -47,6 +47,6 @@ class MXFP4:
 
         def unpack(rows: slice, columns: slice) -> Tensor:
             powers = exponents(by[rows])[:, torch.arange(columns.start, columns.stop) // _GROUP]
-            return torch.ldexp(small_floats(packed[rows], columns), powers)
+            return torch.ldexp(looked_up(packed[rows], columns), powers)
 
         return Stored(shape, unpack, transposed=True)

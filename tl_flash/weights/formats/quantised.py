@@ -137,27 +137,34 @@ def exponents(numbers: Tensor) -> Tensor:
     return numbers.int() - _BIAS
 
 
-def nibbles(packed: Tensor, columns: slice) -> Tensor:
-    """Some columns of rows whose bytes hold two numbers each, the lower half first; int32."""
+def halves(table: Tensor, *, upper_first: bool = False) -> Tensor:
+    """What each byte stands for that holds two places in a table of 16, [256, 2]."""
+    byte = torch.arange(256)
+    places = torch.stack([byte >> 4, byte & 15] if upper_first else [byte & 15, byte >> 4], dim=-1)
+    return table[places]
+
+
+FLOAT_PAIRS = halves(torch.tensor(E2M1))
+"""Two four-bit floats by the byte that holds them, the first in the lower half."""
+
+
+def looked_up(packed: Tensor, columns: slice, pairs: Tensor = FLOAT_PAIRS) -> Tensor:
+    """Some columns of rows whose bytes stand for two numbers each."""
     first, last = columns.start // 2, -(-columns.stop // 2)
-    bytes_ = packed[:, first:last].view(torch.uint8).int()
-    both = torch.stack([bytes_ & 15, bytes_ >> 4], dim=-1).flatten(-2)
-    return both[:, columns.start - 2 * first : columns.stop - 2 * first]
-
-
-def small_floats(packed: Tensor, columns: slice) -> Tensor:
-    """The same of numbers that are four-bit floats, float32."""
-    return torch.tensor(E2M1)[nibbles(packed, columns)]
+    bytes_ = packed[:, first:last].view(torch.uint8)
+    return pairs[bytes_.int()].flatten(-2)[:, columns.start - 2 * first : columns.stop - 2 * first]
 
 
 def unpacked_words(words: Tensor, bits: int) -> Tensor:
-    """Whole numbers of so many bits, packed along the last axis of int32 [.., words], the lowest bits first; int32.
+    """Whole numbers of so many bits, packed along the last axis of int32 [.., words], the lowest bits first; float32.
 
     Those of 3 bits go on from one word into the next: 32 of them fill 3.
     """
-    each = 32 // bits if 32 % bits == 0 else 32
-    at = torch.arange(each) * bits
-    groups = words.unflatten(-1, (-1, each * bits // 32)).long() & 0xFFFFFFFF
-    next_ = (at // 32 + 1).clamp(max=groups.shape[-1] - 1)
-    wide = groups[..., at // 32] | groups[..., next_] << 32
-    return (wide >> at % 32 & (1 << bits) - 1).int().flatten(-2)
+    if 8 % bits == 0:
+        bytes_ = words.contiguous().view(torch.uint8)
+        mask = (1 << bits) - 1
+        return torch.stack([bytes_ >> at & mask for at in range(0, 8, bits)], dim=-1).flatten(-2).float()
+    at = torch.arange(32) * bits
+    groups = words.unflatten(-1, (-1, bits)).long() & 0xFFFFFFFF
+    wide = groups[..., at // 32] | groups[..., (at // 32 + 1).clamp(max=bits - 1)] << 32
+    return (wide >> at % 32 & (1 << bits) - 1).flatten(-2).float()
