@@ -3,10 +3,10 @@
     python -m benchmarks.model_sizes
 
 Nothing is measured here. Read: W_U (a tied one once) and, for side "in", W_in and W_out of every layer, and W_gate
-where it takes turns with W_in (gpt-oss). Memory: W_U, scratch as large again (at least 256 MiB), the covariance of W_U in
-float64, eight blocks of 4,096 directions in float32, two more of what is unpacked, and the results twice (k = 10: ids,
-logits and write_z of two poles, and six figures a neuron). Time: the products alone at 790 TFLOP/s, what an H100's bf16
-products reach, and reading at 3 GB/s; how long unpacking takes, `benchmarks.unpacking` measures.
+where it takes turns with W_in (gpt-oss). Memory: W_U, scratch as large again (at least 256 MiB), the covariance of W_U
+in float64, eight blocks of 4,096 directions in float32, two more of what is unpacked, and the results twice (k = 10:
+ids, logits and write_z of two poles, and six figures a neuron). Time: the products alone at 790 TFLOP/s, what an H100's
+bf16 products reach, and reading at 3 GB/s; how long unpacking takes, `benchmarks.unpacking` measures.
 """
 
 from __future__ import annotations

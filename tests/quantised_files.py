@@ -17,6 +17,7 @@ from tests import gguf_files
 from tl_flash.weights.formats.quantised import E2M1
 
 GROUP = 16
+EXPONENTS = getattr(torch, "float8_e8m0fnu", torch.float32)  # since torch 2.7
 _MATRICES = r".*\.layers\..*_proj(\.weight)?"
 
 
@@ -117,7 +118,7 @@ def fp8_experts_in_four_bits(name, tensor):
     exponent = (largest / 6).log2().ceil()
     bits = four_bits(tensor, spread(exponent.exp2()))
     truth = torch.tensor(E2M1, dtype=torch.float64)[bits] * spread(exponent.exp2())
-    scale = exponent.exp2().to(torch.float8_e8m0fnu)
+    scale = exponent.exp2().to(EXPONENTS)
     return {name: nibbles(bits).view(torch.int8), name.removesuffix("weight") + "scale": scale}, truth
 
 

@@ -14,7 +14,7 @@ from tl_flash import compare, decode_to_file, flash_decode, load_model
 from tl_flash.cli import main
 from tl_flash.decode import job
 from tl_flash.weights import layout, read, read_unembedding
-from tl_flash.weights.formats import gptq
+from tl_flash.weights.formats import bitsandbytes, gptq
 from tl_flash.weights.formats import packed as boxes
 from tl_flash.weights.formats.mxfp4 import MXFP4 as MXFP4Format
 
@@ -25,13 +25,12 @@ GPTQ = dict(quant_method="gptq", bits=4, group_size=quantised_files.GROUP)
 AWQ = dict(quant_method="awq", bits=4, group_size=quantised_files.GROUP, zero_point=True, version="gemm")
 BNB = dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")
 IN_EXPERTS = r".*\.experts\.(gate_up|down)_proj"
-HALF = pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no such exponents")
 
 CASES = {
     "fp8 blocks": ("llama", quantised_files.fp8(32, 32), FP8, "FP8"),
     "fp8 ragged blocks": ("llama", quantised_files.fp8(40, 40), FP8 | dict(weight_block_size=[40, 40]), "FP8"),
     "fp8 half-precision scales": ("llama", quantised_files.fp8(32, 32, scales=torch.bfloat16), FP8, "FP8"),
-    "fp8 exponents": ("llama", quantised_files.fp8(32, 32, scales=torch.float8_e8m0fnu), FP8, "FP8"),
+    "fp8 exponents": ("llama", quantised_files.fp8(32, 32, scales=quantised_files.EXPONENTS), FP8, "FP8"),
     "fp8 per tensor": (
         "llama",
         quantised_files.fp8(999, 999, shape=()),
@@ -407,3 +406,10 @@ def test_another_model_and_a_truncated_file_are_refused(written, tmp_path):
     refused(folder, "no tensor model.layers.0.mlp.*weight|g_idx is .* quantised in another way")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
     refused(folder, "truncated")
+
+
+def test_rows_that_begin_within_a_byte_are_refused():
+    parts, _ = quantised_files.four_bit_table(16)("x", torch.randn(4, 7))
+    own = {name.removeprefix("x.") if name != "x" else "weight": tensor for name, tensor in parts.items()}
+    with pytest.raises(ValueError, match="has rows of 7 numbers, expected an even number"):
+        bitsandbytes.BitsAndBytes(BNB).stored(own)

@@ -52,7 +52,7 @@ class AWQ:
                 f"has scales {tuple(scales.shape)} and qzeros {tuple(zeros.shape)}, expected [groups, {shape[1]}] and "
                 f"[groups, {packed.shape[1]}]"
             )
-        groups = [(self._group, 1)] if self._group and self._group > 0 else [(shape[0], 1)]
+        groups = [(self._group, 1)] if isinstance(self._group, int) and self._group > 0 else [(shape[0], 1)]
         scale = Grid(scales, shape, groups)
 
         @cache

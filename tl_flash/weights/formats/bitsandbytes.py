@@ -10,7 +10,8 @@ https://github.com/bitsandbytes-foundation/bitsandbytes, whose functions the tes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from math import gcd, prod
 from typing import Any
 
@@ -72,24 +73,23 @@ def _eight_bits(parts: Mapping[str, Tensor]) -> Stored:
 def _four_bits(parts: Mapping[str, Tensor]) -> Stored:
     state = _state(parts[_STATE + _kind(parts)])
     shape, size = tuple(state["shape"]), state["blocksize"]
-    packed, table, scales = parts["weight"], parts["quant_map"].float(), _scales(parts, state)
-    packed = packed.reshape(-1).view(torch.uint8)
+    packed, table, absmax = parts["weight"].reshape(-1).view(torch.uint8), parts["quant_map"], parts["absmax"]
     n_numbers, n_columns = prod(shape), shape[-1]
-    if len(packed) != -(-n_numbers // 2) or scales.shape != (-(-n_numbers // size),) or table.shape != (16,):
+    if len(packed) != -(-n_numbers // 2) or absmax.shape != (-(-n_numbers // size),) or table.shape != (16,):
         raise ValueError(
-            f"is {len(packed)} bytes with {len(scales)} scales from a table of {len(table)}, expected "
+            f"is {len(packed)} bytes with {len(absmax)} scales from a table of {len(table)}, expected "
             f"{-(-n_numbers // 2)} and {-(-n_numbers // size)} for a weight of {shape}, and 16"
         )
-
     if n_columns % 2:
         raise ValueError(f"has rows of {n_columns} numbers, expected an even number, so that each begins with a byte")
-    by_row, pairs, run = packed.view(-1, n_columns // 2), halves(table, upper_first=True), gcd(n_columns, size)
+    scales = cache(_scales(parts, state))
+    by_row, pairs = packed.view(-1, n_columns // 2), halves(table.float(), upper_first=True)
+    run = gcd(n_columns, size)  # numbers of a row that have a scale in common
     first = torch.arange(0, n_columns, run)
 
     def unpack(rows: slice, columns: slice) -> Tensor:
-        numbers = looked_up(by_row[rows], columns, pairs)
-        of_runs = scales[(torch.arange(rows.start, rows.stop)[:, None] * n_columns + first) // size]
-        return numbers * of_runs[:, torch.arange(columns.start, columns.stop) // run]
+        of_runs = scales()[(torch.arange(rows.start, rows.stop)[:, None] * n_columns + first) // size]
+        return looked_up(by_row[rows], columns, pairs) * of_runs[:, torch.arange(columns.start, columns.stop) // run]
 
     return Stored(shape, unpack)
 
@@ -106,12 +106,17 @@ def _state(held: Tensor) -> dict[str, Any]:
     return state
 
 
-def _scales(parts: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensor:
-    """One a block, float32."""
+def _scales(parts: Mapping[str, Tensor], state: Mapping[str, Any]) -> Callable[[], Tensor]:
+    """Reads them, one a block, float32."""
     scales = parts["absmax"]
     if scales.dtype != torch.uint8:
-        return scales.float()
-    over, table, size = parts["nested_absmax"].float(), parts["nested_quant_map"].float(), state["nested_blocksize"]
+        return scales.float
+    over, table, size = parts["nested_absmax"], parts["nested_quant_map"], state["nested_blocksize"]
+    offset = state["nested_offset"]
     if over.shape != (-(-len(scales) // size),) or table.shape != (256,):
         raise ValueError(f"has {len(over)} nested_absmax for {len(scales)} absmax in blocks of {size}")
-    return table[scales.int()] * over.repeat_interleave(size)[: len(scales)] + state["nested_offset"]
+
+    def nested() -> Tensor:
+        return table.float()[scales.int()] * over.float().repeat_interleave(size)[: len(scales)] + offset
+
+    return nested

@@ -151,9 +151,10 @@ def _four_bit_floats(parts: Mapping[str, Tensor]) -> Stored:
             f"is {tuple(packed.shape)} bytes, scaled by {scales.dtype} {tuple(scales.shape)}; expected one float8 of "
             "16 numbers beside weight_global_scale, or one byte of 32"
         )
-    by = floats(scales) if over is None else scales.float() / over.float().reshape(())
+    over = torch.ones(()) if over is None else over.float().reshape(())
 
     def unpack(rows: slice, columns: slice) -> Tensor:
-        return looked_up(packed[rows], columns) * by[rows][:, torch.arange(columns.start, columns.stop) // size]
+        by = floats(scales[rows]) / over
+        return looked_up(packed[rows], columns) * by[:, torch.arange(columns.start, columns.stop) // size]
 
     return Stored(shape, unpack)

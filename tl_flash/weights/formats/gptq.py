@@ -78,4 +78,4 @@ class GPTQ:
         return Stored((n_inputs, n_outputs), unpack, transposed=True)
 
     def _group_size(self, n_inputs: int) -> int:
-        return n_inputs if self._group in (None, -1) else self._group
+        return self._group if isinstance(self._group, int) and self._group > 0 else n_inputs
