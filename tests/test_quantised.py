@@ -14,7 +14,7 @@ from tl_flash import compare, decode_to_file, flash_decode, load_model
 from tl_flash.cli import main
 from tl_flash.decode import job
 from tl_flash.weights import layout, read, read_unembedding
-from tl_flash.weights.formats import bitsandbytes, gptq
+from tl_flash.weights.formats import bitsandbytes, compressed_tensors, gptq
 from tl_flash.weights.formats import packed as boxes
 from tl_flash.weights.formats.mxfp4 import MXFP4 as MXFP4Format
 
@@ -175,17 +175,15 @@ def assert_alike(given, expected):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_quantised_folder_gives_the_map_of_its_numbers(written, name, monkeypatch):
+    monkeypatch.setattr(boxes, "_AT_ONCE", 700)
+    monkeypatch.setattr(job, "BLOCK", 20)
     folder, plain = written(name)
     for side in ("in", "gate", "out"):
         assert torch.equal(read(folder).directions(1, side), read(plain).directions(1, side)), side
         some = slice(7, 30)
         assert torch.equal(read(folder).directions(1, side, neurons=some), read(plain).directions(1, side)[some])
-    expected = flash_decode(plain, k=K)
-    assert_alike(flash_decode(folder, k=K), expected)
-    monkeypatch.setattr(boxes, "_AT_ONCE", 700)
-    monkeypatch.setattr(job, "BLOCK", 20)
-    given = flash_decode(folder, k=K)
-    assert torch.equal(given.positive.ids, expected.positive.ids)
+    given, expected = flash_decode(folder, k=K), flash_decode(plain, k=K)
+    assert_alike(given, expected)
     assert given.source.stored == CASES[name][-1] and expected.source.stored is None
 
 
@@ -413,3 +411,14 @@ def test_rows_that_begin_within_a_byte_are_refused():
     own = {name.removeprefix("x.") if name != "x" else "weight": tensor for name, tensor in parts.items()}
     with pytest.raises(ValueError, match="has rows of 7 numbers, expected an even number"):
         bitsandbytes.BitsAndBytes(BNB).stored(own)
+
+
+def test_a_mixed_checkpoint_is_called_by_what_each_tensor_is():
+    groups = dict(
+        a=dict(weights=dict(num_bits=4, type="int", group_size=16)),
+        b=dict(weights=dict(num_bits=8, type="float")),
+        c=dict(weights=dict(num_bits=4, type="float", group_size=16)),
+    )
+    form = compressed_tensors.CompressedTensors(dict(format="mixed-precision", config_groups=groups))
+    labels = [form.label(dict.fromkeys(parts)) for parts in (("packed", "shape"), ("weight",), ("packed",))]
+    assert labels == [f"compressed-tensors {kind}" for kind in ("int4", "FP8", "MXFP4")]

@@ -53,7 +53,7 @@ class CompressedTensors:
         self._ungrouped = any((scheme.get("group_size") or 0) <= 0 for scheme in schemes)
         self._blocks = [block for scheme in schemes if (block := scheme.get("block_structure"))]
         self._blocks += [(1, size) for size in self._groups]
-        self._floats = any(scheme.get("type") == "float" for scheme in schemes)
+        self._kinds = sorted({_kind(scheme) for scheme in schemes})
 
     def parts(self, names: Iterable[str]) -> dict[str, Parts]:
         """See `Format`."""
@@ -64,10 +64,11 @@ class CompressedTensors:
 
     def label(self, parts: Parts) -> str:
         """See `Format`."""
-        kind, bits = ("FP" if self._floats else "int"), " or ".join(map(str, sorted(self._bits)))
         if "packed" in parts and "shape" not in parts:
-            kind = "NVFP" if "global_scale" in parts else "MXFP"
-        return f"compressed-tensors {kind}{bits}"
+            return f"compressed-tensors {'NVFP4' if 'global_scale' in parts else 'MXFP4'}"
+        kinds = [kind for kind in self._kinds if kind.startswith("int") or "packed" not in parts]
+        whole = [kind for kind in kinds if "packed" in parts or kind.endswith("8")]
+        return f"compressed-tensors {' or '.join(whole or kinds)}"
 
     def stored(self, parts: Mapping[str, Tensor]) -> Stored:
         """See `Format`."""
@@ -131,6 +132,10 @@ class CompressedTensors:
             return whole * scales[rows].float()[:, of]
 
         return Stored(shape, unpack)
+
+
+def _kind(scheme: Mapping[str, Any]) -> str:
+    return f"{'FP' if scheme.get('type') == 'float' else 'int'}{scheme.get('num_bits')}"
 
 
 def _packed(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
