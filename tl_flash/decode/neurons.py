@@ -43,8 +43,8 @@ def flash_decode(
 
     Args:
         model: a HookedTransformer or subclass, a TransformerBridge (with or without compatibility mode), a Hugging
-            Face causal LM, or a checkpoint by its folder or its name on the hub, which is read a piece of a layer at a
-            time without building the model.
+            Face causal LM, or a checkpoint, quantised or not, by its folder, its .gguf file or its name on the hub,
+            which is read a piece of a layer at a time without building the model.
         side: which vector of a neuron: "in" (W_in, the up-projection in a gated MLP), "gate" (W_gate) or "out" (W_out).
         score: "dot" (the paper's), or "cosine" of direction and unembedding column, for which `logits` are cosines, z
             is the cosine over its standard deviation, and there are no probabilities. A model loaded with

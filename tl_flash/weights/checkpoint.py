@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from tl_flash.vocab import Vocab
 from tl_flash.weights.files import Files
+from tl_flash.weights.formats.dequantised import Dequantised, QuantisedShards, tensors_of
 from tl_flash.weights.formats.gguf import GGUFTensors, opened_gguf
 from tl_flash.weights.formats.safetensors import Opened, Shards
 from tl_flash.weights.found import Found, found
@@ -29,15 +30,16 @@ def read_checkpoint(checkpoint: str | Path, *, tokenizer: Any = None) -> MLPWeig
     """Find the MLP weights of a checkpoint, without reading more of it than its headers and the unembedding.
 
     Args:
-        checkpoint: a Hugging Face folder of config.json and safetensors, in one file or in shards, float32, float16 or
-            bfloat16; a .gguf file, or a folder with one; or a name on the hub, such as "meta-llama/Llama-3.1-8B", of
-            which the files that are needed are fetched into huggingface_hub's cache, or "owner/name/file.gguf".
+        checkpoint: a Hugging Face folder of config.json and safetensors, in one file or in shards, float32, float16,
+            bfloat16 or quantised in a way that config.json names; a .gguf file, or a folder with one; or a name on the
+            hub, such as "meta-llama/Llama-3.1-8B", of which the files that are needed are fetched into
+            huggingface_hub's cache, or "owner/name/file.gguf".
         tokenizer: names the tokens; by default the checkpoint's own, if it has one.
 
     Raises:
         FileNotFoundError: no such folder or model, or a file of it is missing.
         ValueError: a class that transformers lacks or whose neurons cannot be read, a config that does not fit, a
-            missing or misshapen tensor, a truncated file, quantised or pickled weights.
+            missing or misshapen tensor, a truncated file, an unknown quantisation, pickled weights.
     """
     held = held_by(checkpoint)
     held.require_layers(held.layout.readable[:1])
@@ -82,10 +84,10 @@ class Held:
     d_model: int
     sizes: Callable[[int], list[Size]]
     """Of the neurons of a layer."""
-    opened: Callable[[], Opened | GGUFTensors]
+    opened: Callable[[], Opened | Dequantised | GGUFTensors]
     tokenizer: Callable[[], Any]
     identity: Callable[[], dict[str, Any]]
-    stored: Callable[[], str | None] = lambda: None
+    stored: Callable[[], str | None]
     """How its matrices are quantised."""
 
     def require_layers(self, layers: Sequence[int]) -> None:
@@ -116,7 +118,7 @@ def held_by(checkpoint: str | Path) -> Held:
 
 def _in_safetensors(files: Files) -> Held:
     files.refuse_adapter()
-    seen, shards = _found_of(files), Shards(files)
+    shards, seen = tensors_of(files), _found_of(files)
     layout = _named_as(shards, seen)
     shape = seen.shapes[seen.layout.unembedding.tensor]
     d_model = shape[0] if layout.unembedding.transposed else shape[1]
@@ -128,7 +130,16 @@ def _in_safetensors(files: Files) -> Held:
         prefix = seen.layout.prefix(layer)
         return [neurons.size(seen.shapes, prefix) for neurons in seen.layout.layers[layer].neurons]
 
-    return Held(str(files.checkpoint), layout, d_model, sizes, shards.opened, files.tokenizer, files.identity)
+    return Held(
+        str(files.checkpoint),
+        layout,
+        d_model,
+        sizes,
+        shards.opened,
+        files.tokenizer,
+        files.identity,
+        stored=lambda: shards.quantisation([layout.unembedding.tensor, *matrices(layout)]),
+    )
 
 
 def _in_gguf(name: str, paths: Sequence[Path]) -> Held:
@@ -159,9 +170,9 @@ def _in_gguf(name: str, paths: Sequence[Path]) -> Held:
 
 
 def matrices(layout: Layout) -> list[str]:
-    """The names of the tensors that hold a model's neurons."""
+    """The names of the tensors that hold a model's neurons, the first expert's for all where each has its own."""
     return [
-        layout.prefix(at) + place.tensor
+        layout.prefix(at) + place.tensor.format(0)
         for at, layer in enumerate(layout.layers)
         for neurons in layer.neurons
         for place in neurons.places.values()
@@ -182,19 +193,20 @@ def _found_of_gguf(name: str, paths: Sequence[Path]) -> tuple[Found, GGUFTensors
 
 
 def _found_of(files: Files) -> Found:
-    """What is known of the class that a checkpoint's config names.
+    """What is known of the class that a checkpoint's config names; see `class_of_checkpoint`."""
+    return found(*class_of_checkpoint(files))
+
+
+def class_of_checkpoint(files: Files) -> tuple[Any, Any]:
+    """The class that a checkpoint's config names, and the config, without what it says of a quantisation.
 
     Raises:
-        ValueError: transformers has no such class, the config is not one of it, or its layout cannot be found.
+        FileNotFoundError: no config.json.
+        ValueError: transformers has no such class, or the config is not one of it.
     """
     import transformers
 
-    config = files.json("config.json")
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{files.checkpoint}: quantised, so its tensors are no weights; expected the unquantised model"
-        )
-    given = config.get("architectures")
+    given = files.json("config.json").get("architectures")
     name = given[0] if isinstance(given, list) and given else None
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if model_class is None or not hasattr(model_class, "config_class"):
@@ -206,10 +218,11 @@ def _found_of(files: Files) -> Found:
         parsed = model_class.config_class.from_pretrained(files.need("config.json", "expected it").parent)
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"config.json: no config of {name} ({error}); fetch it again") from error
-    return found(model_class, parsed)
+    parsed.__dict__.pop("quantization_config", None)
+    return model_class, parsed
 
 
-def _named_as(shards: Shards, seen: Found) -> Layout:
+def _named_as(shards: Shards | QuantisedShards, seen: Found) -> Layout:
     """The layout by the names of these tensors: those of a save, or of parameters, under whatever root."""
     for layout in (seen.saved, seen.layout):
         moved = _moved(layout, shards.where)
@@ -249,7 +262,7 @@ def _moved(layout: Layout, names: Sequence[str] | dict[str, str]) -> Layout | No
     )
 
 
-def _unembedding(layout: Layout, tensors: Opened) -> str:
+def _unembedding(layout: Layout, tensors: Opened | Dequantised) -> str:
     """The name under which the unembedding is kept.
 
     Raises:

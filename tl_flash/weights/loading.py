@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tl_flash.devices import device_of, dtype_of
-from tl_flash.weights.files import folder_tokenizer, is_of_unknown_class, is_on_hub, read_json, require_tokenizer
+from tl_flash.weights.checkpoint import class_of_checkpoint
+from tl_flash.weights.files import Files, folder_tokenizer, is_of_unknown_class, is_on_hub, read_json, require_tokenizer
+from tl_flash.weights.formats.dequantised import QuantisedShards, tensors_of
 from tl_flash.weights.formats.gguf import Header
 from tl_flash.weights.gguf_files import files_of
 from tl_flash.weights.llama_cpp import gguf_tokenizer
@@ -31,7 +33,8 @@ def load_model(
 
     Args:
         source: a name on the Hugging Face hub, a folder with config.json, safetensors and a tokenizer, or a .gguf file,
-            as `flash_decode` takes it, which transformers dequantises.
+            as `flash_decode` takes it. What is quantised is dequantised: GGUF by transformers, safetensors as
+            `flash_decode` reads them.
         surface: "bridge" (TransformerBridge, since TransformerLens 3) or "hooked" (HookedTransformer, up to 3.9), or
             None for the bridge where the installed TransformerLens has it, else the other.
         device: where to; the CPU by default.
@@ -43,8 +46,9 @@ def load_model(
     Raises:
         TypeError: neither text nor a path, or a device or dtype that is none.
         FileNotFoundError: `source` is a folder without config.json, or neither a folder nor a name the hub could have.
-        ValueError: an unknown surface, device or dtype, a file of another kind, several .gguf files or a split one, a
-            folder whose config or tokenizer is broken, or one that HookedTransformer cannot take.
+        ValueError: an unknown surface, device or dtype, a file of another kind, several .gguf files or a split one, an
+            unknown quantisation, a folder whose config or tokenizer is broken, or one that HookedTransformer cannot
+            take.
         ImportError: a surface that the installed TransformerLens does not have.
 
     Example:
@@ -69,6 +73,10 @@ def load_model(
             raise FileNotFoundError(f"{name}: no config.json; expected a Hugging Face model folder")
         read_json(path / "config.json")
         require_tokenizer(path)
+    if files.find("config.json") is not None:
+        shards = tensors_of(files)
+        if isinstance(shards, QuantisedShards):
+            return _from_quantised(files, shards, surface, options)
     if surface == "bridge":
         return _bridge_class().boot_transformers(name, **options)
     return _hooked_folder(path, options) if local else _hooked_transformer().from_pretrained(name, **options)
@@ -94,9 +102,32 @@ def _from_gguf(files: Sequence[Path], surface: str, options: dict[str, Any]) -> 
     model = type(read)._from_config(read.config, dtype=options["dtype"], attn_implementation="eager")
     model.load_state_dict(read.state_dict(), assign=True)
     model.tie_weights()
+    return _surfaced(model, str(path), tokenizer, surface, options)
+
+
+def _from_quantised(files: Files, shards: QuantisedShards, surface: str, options: dict[str, Any]) -> Any:
+    """A model of safetensors that are dequantised one after the other, as plain as one that was never quantised."""
+    model_class, config = class_of_checkpoint(files)
+    tokenizer, dtype = files.tokenizer(), options["dtype"]
+    model, about = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=shards.opened().in_memory(dtype),
+        dtype=dtype,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise ValueError(f"{files.checkpoint}: no tensor {missing[0]}; expected a whole {model_class.__name__}")
+    return _surfaced(model, str(files.checkpoint), tokenizer, surface, options)
+
+
+def _surfaced(model: Any, name: str, tokenizer: Any, surface: str, options: dict[str, Any]) -> Any:
+    """A model that was dequantised, on a surface."""
     model = model.to(options["device"]).eval()
     if surface == "bridge":
-        return _bridge_class().boot_transformers(str(path), hf_model=model, tokenizer=tokenizer, **options)
+        return _bridge_class().boot_transformers(name, hf_model=model, tokenizer=tokenizer, **options)
     with TemporaryDirectory() as folder:  # HookedTransformer reads a folder alone
         model.save_pretrained(folder)
         if tokenizer is not None:

@@ -33,7 +33,8 @@ def require_readable(tensor: Tensor, what: str) -> Tensor:
         )
     if tensor.dtype not in _TOLERANCE:
         raise ValueError(
-            f"{what}: expected floating-point weights, got {tensor.dtype} (quantised?); load the unquantised model"
+            f"{what}: expected floating-point weights, got {tensor.dtype} (quantised?); load the unquantised model, "
+            "or give its folder"
         )
     return tensor
 

@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_flash.weights.formats.packed import Packed
+from tl_flash.weights.formats.packed import Boxes, Packed
 
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
@@ -30,10 +30,6 @@ PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat
 """Types that are stored as they are."""
 _LONG = 2**12
 """Of a list that says something of layers or heads."""
-_AT_ONCE = 2**21
-"""Numbers that are dequantised at a time, more or less."""
-_KEPT, _LARGE = 2, 2**25
-"""Boxes that are kept as they were last unpacked, since a decode asks for each more than once; none of more numbers."""
 
 
 class Info(NamedTuple):
@@ -178,7 +174,7 @@ class GGUFTensors(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Info], checkpoint: str) -> None:
         self._tensors, self._checkpoint = tensors, checkpoint
-        self._box = lru_cache(_KEPT)(_unpacked)
+        self._boxes = Boxes(lambda info: partial(_unpacked, info))
 
     def __getitem__(self, name: str) -> Tensor:
         info = self.info(name)
@@ -186,13 +182,7 @@ class GGUFTensors(Mapping[str, Tensor]):
             size = prod(info.shape) * PLAIN[info.kind].itemsize
             data = np.memmap(info.path, np.uint8, "c", info.start, (size,))
             return torch.from_numpy(data).view(PLAIN[info.kind]).reshape(info.shape)
-
-        def unpack(rows: slice, columns: slice) -> Tensor:
-            large = (rows.stop - rows.start) * (columns.stop - columns.start) > _LARGE
-            box = _unpacked if large else self._box
-            return box(info, rows.start, rows.stop, columns.start, columns.stop)
-
-        return Packed.of(info.shape, unpack)
+        return Packed.of(info.shape, self._boxes.of(info))
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -258,19 +248,14 @@ def opened_gguf(checkpoint: str, paths: Sequence[Path]) -> tuple[Header, GGUFTen
     return headers[0], GGUFTensors(tensors, checkpoint)
 
 
-def _unpacked(info: Info, top: int, bottom: int, left: int, right: int) -> Tensor:
+def _unpacked(info: Info, rows: slice, columns: slice) -> Tensor:
     """Some rows and columns of a quantised tensor, whose first axes count as rows; float32."""
     block, size = _SIZES[info.kind]
     shape = (prod(info.shape[:-1]), info.shape[-1] // block * size)
     data = np.memmap(info.path, np.uint8, "r", info.start, shape)
-    first, last = left // block, -(-right // block)
-    out = torch.empty(bottom - top, right - left, dtype=torch.float32)
-    step = max(1, _AT_ONCE // ((last - first) * block))
-    for start in range(top, bottom, step):
-        stop = min(start + step, bottom)
-        numbers = torch.from_numpy(dequantised(data[start:stop, first * size : last * size], info.kind))
-        out[start - top : stop - top] = numbers[:, left - first * block : right - first * block]
-    return out
+    first, last = columns.start // block, -(-columns.stop // block)
+    numbers = torch.from_numpy(dequantised(data[rows, first * size : last * size], info.kind))
+    return numbers[:, columns.start - first * block : columns.stop - first * block]
 
 
 def dequantised(blocks: np.ndarray, kind: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 Unpack = Callable[[slice, slice], Tensor]
 """Some rows and columns of a matrix, as numbers of their own."""
+
+_AT_ONCE = 2**21
+"""Numbers that are unpacked at a time, more or less."""
+_BLOCK = 256
+"""Numbers of a row that formats unpack together, if only one is asked for; none has more."""
+_KEPT, _LARGE = 2, 2**25
+"""Boxes that are kept as they were last unpacked, since a decode asks for each more than once; none of more numbers."""
 
 _VIEWS = {
     torch.ops.aten.detach.default,
@@ -94,3 +102,30 @@ class Packed(Tensor):
             return tree_map_only(Tensor, lambda view: Packed._like(view, own._unpack, own._columns), views)
         args, kwargs = tree_map_only(Packed, Packed.unpacked, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+class Boxes:
+    """Boxes of many matrices, float32: unpacked a few rows at a time, the last ones kept."""
+
+    def __init__(self, unpack: Callable[[Any], Unpack]) -> None:
+        """By `unpack`, how a matrix is unpacked, by what it is known by."""
+        self._unpack = unpack
+        self._kept = lru_cache(_KEPT)(self._in_steps)
+
+    def of(self, matrix: Hashable) -> Unpack:
+        """The same of one matrix."""
+
+        def unpack(rows: slice, columns: slice) -> Tensor:
+            large = (rows.stop - rows.start) * (columns.stop - columns.start) > _LARGE
+            box = self._in_steps if large else self._kept
+            return box(matrix, rows.start, rows.stop, columns.start, columns.stop)
+
+        return unpack
+
+    def _in_steps(self, matrix: Hashable, top: int, bottom: int, left: int, right: int) -> Tensor:
+        unpack, out = self._unpack(matrix), torch.empty(bottom - top, right - left, dtype=torch.float32)
+        step = _AT_ONCE // max(_BLOCK, min(right - left, _AT_ONCE))
+        for start in range(top, bottom, step):
+            stop = min(start + step, bottom)
+            out[start - top : stop - top] = unpack(slice(start, stop), slice(left, right))
+        return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,10 @@ class Shards:
     def opened(self) -> Opened:
         """The tensors, each file opened at most once; their memory is given back with the last tensor."""
         return Opened(self)
+
+    def quantisation(self, names: Iterable[str]) -> str | None:
+        """How these are quantised; None: not at all."""
+        return None
 
 
 def _weight_map(files: Files) -> dict[str, str]:
