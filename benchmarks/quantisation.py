@@ -47,9 +47,9 @@ def load(folder: Path) -> Any:
 def row(plain: NeuronMap, packed: NeuronMap) -> dict[str, Any]:
     """Agreement of top tokens in all, by third of the depth, and of the least and most specialised quarter."""
     found = compare(plain, packed)
-    thirds = np.array_split(found.by_layer.numpy(), 3)
+    thirds = zip(("first", "middle", "last"), np.array_split(found.by_layer.numpy(), 3), strict=True)
     quarters = found.by_specialisation(4)["agreement"].tolist()
-    of_layers = {f"{name} third": float(part.mean()) for name, part in zip(("first", "middle", "last"), thirds, strict=True)}
+    of_layers = {f"{name} third": float(part.mean()) for name, part in thirds}
     of_neurons = {"least specialised quarter": quarters[0], "most specialised quarter": quarters[-1]}
     return {"same top token": found.agreement} | of_layers | of_neurons | {"null": found.null}
 
