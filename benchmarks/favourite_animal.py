@@ -1,6 +1,6 @@
 """What makes a real instruct model name the dog as its favourite animal, and does the text still read?
 
-    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,gate,out,lens]
+    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,gate,out,lens] [--ways ...]
 
 Neurons are the first that `find_neurons` finds by each reading, by weights alone. A clamp's dose is chosen on eight
 questions: the smallest at which half of the answers speak of the word. Then ten others are asked, in the tokenizer's
@@ -30,7 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(model: Any, word: str, counts: list[int], readings: list[str]) -> pd.DataFrame:
+def measure(model: Any, word: str, counts: list[int], readings: list[str], ways: list[str]) -> pd.DataFrame:
     """A row a reading, number of neurons and way of clamping."""
     lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
     rows = []
@@ -38,7 +38,8 @@ def measure(model: Any, word: str, counts: list[int], readings: list[str]) -> pd
         hits = find_neurons(model, word, lens=lens, side=reading, n=24)
         for n in counts:
             neurons = units(hits, stats, n)
-            for way, how in WAYS.items():
+            for way in ways:
+                how = WAYS[way]
                 if way == "floor" and any(unit < 0 for unit in neurons.values()):
                     continue  # a neuron that has to go down has no floor
                 row = {"reading": reading, "neurons": len(neurons), "clamp": way} | asked(model, neurons, word, how)
@@ -71,9 +72,10 @@ def main() -> None:
     parser.add_argument("--word", default="dog")
     parser.add_argument("--neurons", default="1,5,12")
     parser.add_argument("--readings", default="in,gate,out,lens")
+    parser.add_argument("--ways", default=";".join(WAYS), help="of clamping, with semicolons between them")
     given = parser.parse_args()
     counts = [int(count) for count in given.neurons.split(",")]
-    frame = measure(load_model(given.model), given.word, counts, given.readings.split(","))
+    frame = measure(load_model(given.model), given.word, counts, given.readings.split(","), given.ways.split(";"))
     RESULTS.mkdir(exist_ok=True)
     frame.to_csv(RESULTS / "favourite_animal.csv", index=False, float_format="%.3f")
     print(frame.drop(columns="answer").to_string(index=False, float_format="{:.2f}".format))

@@ -41,7 +41,7 @@ def quantised(model: Any, name: str) -> dict[str, torch.Tensor]:
 def load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).float()
 
 
 def row(plain: NeuronMap, packed: NeuronMap) -> dict[str, Any]:
