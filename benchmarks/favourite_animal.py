@@ -1,6 +1,6 @@
 """What makes a real instruct model name the dog as its favourite animal, and does the text still read?
 
-    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,gate,out,lens] [--ways ...]
+    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,out,lens] [--ways ...]
 
 Neurons are the first that `find_neurons` finds by each reading, by weights alone. A clamp's dose is chosen on eight
 questions: the smallest at which half of the answers speak of the word. Then ten others are asked, in the tokenizer's
