@@ -15,7 +15,10 @@ from tl_flash.lens import linearised
 from tl_flash.weights import measuring, read
 
 PROMPT = "the dog saw a cat"
-SURFACES = ("bridge", "bridge-compat", "hooked", "hooked-raw")
+SURFACES = ("bridge", "bridge-compat") * families.HAS_BRIDGE + (
+    "hooked",
+    "hooked-raw",
+) * families.HAS_HOOKED_TRANSFORMER
 FAMILIES = ("llama", "gpt2", "gemma3", "olmo2")
 
 
@@ -82,9 +85,11 @@ def test_attributions_are_finite_differences(wide, against):
     seen = attribute(wide, row, None, against, "gradient")
     assert seen.score == pytest.approx(score_of(wide, seen.target, row))
     strength = seen.strength(torch.zeros(2, families.D_MLP))
+    # Behind a bridge Hugging Face's RMSNorm computes in float32, which small steps drown in.
+    steps, noise = ((0.1, 0.01), 1e-3) if hasattr(wide, "original_model") else ((1e-2, 1e-4), 1e-7)
     for layer, position, index in ((0, 2, 7), (1, 5, 3), (0, 5, 11), (1, 0, 40)):
         errors = []
-        for step in (1e-2, 1e-4):
+        for step in steps:
             where = torch.zeros(1, 2, len(row), families.D_MLP, dtype=torch.bool)
             where[0, layer, position, index] = True
             values = torch.zeros(2, families.D_MLP, dtype=torch.float64)
@@ -92,7 +97,7 @@ def test_attributions_are_finite_differences(wide, against):
             with clamp_spots(wide, where, values):
                 moved = score_of(wide, seen.target, row)
             errors.append(abs((seen.score - moved) / step - float(strength[layer, position, index])))
-        assert errors[1] < max(errors[0] / 50, 1e-7)
+        assert errors[1] < max(2 * errors[0] * steps[1] / steps[0], noise)
 
 
 @pytest.mark.parametrize("rule", ["frozen", "relp"])
@@ -130,7 +135,7 @@ def test_the_result_is_what_a_hook_by_hand_would_say(model, explained):
     assert explained.logit == pytest.approx(float(last.max() - last.mean()), abs=1e-4)
     assert explained.prob == pytest.approx(float(last.softmax(-1).max()), abs=1e-5)
     assert "".join(explained.prompt).endswith(PROMPT)
-    W_U = weights.W_U * weights.final_gain[:, None]
+    W_U = weights.W_U if weights.final_gain is None else weights.W_U * weights.final_gain[:, None]
     for one in explained:
         layer, index = one.neuron
         act = cache[f"blocks.{layer}.mlp.hook_post"][0, one.position, index]

@@ -6,7 +6,7 @@ From a prompt to its neurons (`explain`) go `attribution` (to first order, all n
 from tl_flash.evidence.controls import Peers, chance_of
 from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.doses import dose_window
-from tl_flash.evidence.explain import explain
+from tl_flash.evidence.explaining import explain
 from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions

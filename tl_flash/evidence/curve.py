@@ -80,5 +80,5 @@ class Curve:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        columns = {name: column.tolist() for name, column in self.to_frame().items()}
+        columns = {str(name): column.tolist() for name, column in self.to_frame().items()}
         return {"whole": self.whole, "none": self.none, "areas": self.areas(), **columns}

@@ -104,11 +104,15 @@ def _shared_out(mlp: Any, layer: int) -> list[tuple[str, Callable[..., Tensor]]]
     given: list[tuple[Tensor, Tensor]] = []
 
     def keep(pre: Tensor, hook: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return pre
         leaf = pre.detach().requires_grad_()
         given.append((pre, leaf))
         return leaf * 1  # an activation in place may not write to a leaf
 
     def share(post: Tensor, hook: Any) -> Tensor:
+        if not given:
+            return post
         pres, leaves = zip(*given, strict=True)
         given.clear()
         slopes = torch.autograd.grad(post.sum(), leaves)

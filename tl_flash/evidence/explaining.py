@@ -85,9 +85,9 @@ def explain(
             experts; stats of other layers; more neurons than there are; what the rule or the lens refuses.
 
     Example:
-        >>> found = explain(model, "the dog saw a", n=3, token=5, measure=False)
-        >>> len(found), found[0].neuron in {one.neuron for one in found}, found.token
-        (3, True, '%')
+        >>> found = explain(model, "the dog saw a", token=" cat", n=3, measure=False)
+        >>> len(found), found.token, found.at(4) == tuple(one for one in found if one.position == 4)
+        (3, ' cat', True)
     """
     require_rule(rule)
     if reference not in ("zero", "mean"):
@@ -97,8 +97,8 @@ def explain(
     if len(texts.rows) != 1:
         raise ValueError(f"prompt: expected one, got {len(texts.rows)}; explain them one by one")
     row, weights = texts.rows[0], read(model)
-    ids = [None if one is None else weights.vocab.id(one) for one in (token, against)]
-    if against is not None and ids[0] == ids[1]:
+    asked, beside = (None if one is None else weights.vocab.id(one) for one in (token, against))
+    if against is not None and asked == beside:
         raise ValueError(f"against: expected another token than {token!r}, which is explained")
     first = int(_begins(model, row) and not include_bos)
     spots = (len(row) - first) * len(model.blocks) * d_mlp
@@ -110,7 +110,7 @@ def explain(
     stats = _reference_stats(model, stats, d_mlp, measure or reference == "mean", reference, progress)
     zeros = torch.zeros(len(model.blocks), d_mlp)
     values = zeros if reference == "zero" or stats is None else stats.mean
-    seen = attribute(model, row, *ids, rule)
+    seen = attribute(model, row, asked, beside, rule)
     found = _Found(seen, seen.strength(values), seen.lengths(weights), first)
     generator = torch.Generator().manual_seed(seed)
     ablation = Ablation(model, row, seen.target, values, batch_size, progress)
