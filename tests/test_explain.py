@@ -15,10 +15,7 @@ from tl_flash.lens import linearised
 from tl_flash.weights import measuring, read
 
 PROMPT = "the dog saw a cat"
-SURFACES = ("bridge", "bridge-compat") * families.HAS_BRIDGE + (
-    "hooked",
-    "hooked-raw",
-) * families.HAS_HOOKED_TRANSFORMER
+SURFACES = [surface for surface in families.surfaces() if surface != "hf"]
 FAMILIES = ("llama", "gpt2", "gemma3", "olmo2")
 
 
