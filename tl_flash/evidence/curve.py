@@ -28,7 +28,7 @@ class Curve:
     none: float
     """With every neuron at its reference."""
     kept: Float[Tensor, " count"]
-    """The score where the first are kept, by the order of the explanation."""
+    """The score where the first are kept, from what is attributed most to what least, with its sign."""
     removed: Float[Tensor, " count"]
     kept_random: Float[Tensor, " count"]
     """By a random order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,10 +64,11 @@ def explain(
         against: a token whose logit is taken off; by default the mean over the vocabulary is.
         n: how many neurons to name.
         measure: set the n first, as many random neurons with like activations, and up to 128 that write long, to their
-            references one by one; keep and remove growing numbers of them (`Explanation.curve`); and run the package's
-            own texts where no stats are given.
-        rule: of the backward pass, as in `tl_flash.lens.linearised`: "gradient" foretells best what setting a neuron to
-            zero does; "frozen" and "relp" (arXiv 2508.21258) share the logit out among the neurons instead.
+            references one by one; keep and remove growing numbers of neurons, from the largest attribution to the
+            smallest (`Explanation.curve`); and run some of the package's own texts where no stats are given.
+        rule: of the backward pass, as in `tl_flash.lens.linearised`: "gradient" foretells best what the removal of one
+            neuron does; "frozen" and "relp" (arXiv 2508.21258) share the logit out among them, and "relp" finds sooner
+            the neurons that suffice together.
         reference: what a neuron is set to: "zero", or its "mean" over the stats.
         stats: of reference texts, by `activation_stats` with all layers; by default of 16 of the package's own texts.
         lens: labels what neurons write through the rest of the model, as in `flash_decode`.
@@ -147,7 +149,7 @@ def explain(
             )
         )
     return Explanation(
-        model=weights.name,
+        model=Path(weights.name).name if Path(weights.name).is_absolute() else weights.name,
         prompt=strings,
         token=weights.vocab.string(seen.target.token),
         token_id=seen.target.token,
@@ -186,6 +188,11 @@ class _Found:
         gives = self.first_order.flatten().double()
         gives = torch.where(self.effects.isnan(), gives, -self.effects).abs()
         return gives.masked_fill(~self.ranked, -1).argsort(descending=True, stable=True)[: int(self.ranked.sum())]
+
+    def signed_order(self) -> Int[Tensor, " spot"]:
+        """All ranked spots, from what raises the score most to what lowers it most, to first order."""
+        gives = self.first_order.flatten().masked_fill(~self.ranked, -torch.inf)
+        return gives.argsort(descending=True, stable=True)[: int(self.ranked.sum())]
 
     def measure(self, ablation: Ablation, n: int) -> None:
         """Those that write long, and the n first, until all these are measured."""
@@ -242,7 +249,7 @@ class _Named:
 
 
 def _curve(ablation: Ablation, found: _Found, whole: float, generator: torch.Generator) -> Curve:
-    order = found.order()
+    order = found.signed_order()
     shuffled = order[torch.randperm(len(order), generator=generator)]
     counts = counts_to(len(order))
     sets = [part for some in (order, shuffled) for at in counts for part in (some[at:], some[:at])]

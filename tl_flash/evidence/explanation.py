@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,9 @@ class Explanation:
 
     def __getitem__(self, index: int) -> ExplainedNeuron:
         return self.neurons[index]
+
+    def __iter__(self) -> Iterator[ExplainedNeuron]:
+        return iter(self.neurons)
 
     def at(self, position: int) -> tuple[ExplainedNeuron, ...]:
         """Those of its neurons that act at a position of the prompt."""
