@@ -192,8 +192,12 @@ def test_the_curve_ends_where_it_should(model, explained):
     assert curve.whole == pytest.approx(explained.logit)
     assert float(curve.faithfulness[-1]) == pytest.approx(1, abs=1e-4)
     assert float(curve.completeness[-1]) == pytest.approx(0, abs=1e-4)
-    first = explained[0]
-    assert float(curve.removed[0]) == pytest.approx(first.effect + explained.logit, abs=1e-4)
+    every = explain(model, PROMPT, n=520, measure=False)
+    first = max(every, key=lambda one: one.attribution)
+    with clamp(model, {first.neuron: 0.0}, positions=first.position):
+        assert float(curve.removed[0]) == pytest.approx(
+            score_of(model, Target(explained.token_id), row_of(model)), abs=1e-4
+        )
 
     def nothing(act, hook):
         act = act.clone()
@@ -210,7 +214,9 @@ def test_how_few_suffice():
     kept, removed = torch.tensor([1.0, 4.4, 5.0]), torch.tensor([4.0, 2.0, 1.0])
     curve = Curve((1, 10, 100), 5.0, 1.0, kept, removed, torch.tensor([1.0, 1.0, 5.0]), torch.tensor([5.0, 5.0, 1.0]))
     assert curve.faithfulness.tolist() == pytest.approx([0, 0.85, 1]) and curve.suffices(0.8) == 10
-    assert curve.suffices(0.9) == curve.suffices(random=True) == 100
+    assert curve.suffices(0.9) == curve.suffices(random=True) == 100 and curve.suffices(0) == 1
+    by_luck = Curve((1, 10, 100), 5.0, 1.0, torch.tensor([4.9, 1.0, 5.0]), removed, kept, kept)
+    assert by_luck.suffices() == 100
     assert curve.areas() == pytest.approx(
         {"kept": 0.675, "removed": 0.3125, "kept_random": 0.25, "removed_random": 0.75}
     )

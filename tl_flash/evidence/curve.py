@@ -18,7 +18,8 @@ class Curve:
     """The score of a prompt by the number of neurons (each at a position) that are kept, or removed.
 
     Faithfulness is the share of what all of them do to the score that the kept ones do, completeness the share that is
-    left when they are removed (Wang et al., arXiv 2211.00593; Marks et al., arXiv 2403.19647). Either may leave 0 to 1.
+    left when they are removed (Wang et al., arXiv 2211.00593; Marks et al., arXiv 2403.19647). Either may leave 0 to 1,
+    and says little where `none` is near `whole`.
     """
 
     counts: tuple[int, ...]
@@ -49,14 +50,14 @@ class Curve:
         return self.share(self.removed)
 
     def suffices(self, share: float = 0.8, *, random: bool = False) -> int:
-        """The fewest neurons tried that, kept, give back this share of what all of them do.
+        """The fewest neurons tried that, kept, give back this share of what all of them do, as do all larger numbers.
 
         Args:
             share: of the way from all at their references to the model as it is.
             random: in random order.
         """
-        reached = self.share(self.kept_random if random else self.kept) >= share
-        return self.counts[int(reached.int().argmax())] if reached.any() else self.counts[-1]
+        short = (self.share(self.kept_random if random else self.kept) < share).nonzero()[:, 0].tolist()
+        return self.counts[min(short[-1] + 1, len(self.counts) - 1) if short else 0]
 
     def areas(self) -> dict[str, float]:
         """The areas under the four curves, over the logarithm of the count, each of width 1."""

@@ -15,6 +15,8 @@ from tl_flash.show.plots.theme import Theme, all_quoted, quoted
 _LABELLED = 8
 _LARGEST = 30
 """Of the dots, in pixels."""
+_CROWDED = 0.09
+"""Of the layers: labels need so much room."""
 _APART = 0.16
 """Between dots of one place, in positions."""
 
@@ -73,7 +75,8 @@ def _dots(panels: go.Figure, explanation: Explanation, colours: Theme) -> None:
         nth = places[place] = places.get(place, -1) + 1
         x = one.position + _APART * ((nth + 1) // 2) * (1 if nth % 2 else -1)
         groups[strength(one) >= 0].append((x, one))
-        if rank < _LABELLED and nth == 0:
+        crowded = any(_close(one, other, len(explanation.places)) for _, other in labels)
+        if rank < _LABELLED and not crowded:
             labels.append((x, one))
 
     def radius(one: ExplainedNeuron) -> float:
@@ -111,8 +114,6 @@ def _dots(panels: go.Figure, explanation: Explanation, colours: Theme) -> None:
             text=quoted(one.label_out),
             showarrow=False,
             yshift=radius(one) + 9,
-            bgcolor=themes.faint(colours.background, 0xCC),
-            borderpad=0,
             row=1,
             col=1,
         )
@@ -122,6 +123,12 @@ def _dots(panels: go.Figure, explanation: Explanation, colours: Theme) -> None:
         tickvals=ticks, ticktext=all_quoted(explanation.prompt), range=[-0.6, n - 0.4], tickangle=-45, row=1, col=1
     )
     panels.update_yaxes(title_text="layer", range=[-0.05 * n_layers, 1.06 * n_layers], row=1, col=1)
+
+
+def _close(one: ExplainedNeuron, other: ExplainedNeuron, n_layers: int) -> bool:
+    """Whether their labels would lie on one another."""
+    near = abs(one.neuron.layer - other.neuron.layer) < _CROWDED * n_layers
+    return near and abs(one.position - other.position) <= 1
 
 
 def _curves(panels: go.Figure, curve: Curve, colours: Theme) -> None:
@@ -143,4 +150,4 @@ def _curves(panels: go.Figure, curve: Curve, colours: Theme) -> None:
             col=2,
         )
     panels.update_xaxes(title_text="neurons at positions", type="log", dtick=1, row=1, col=2)
-    panels.update_yaxes(title_text="of what all neurons do", tickformat=".0%", range=[-0.6, 1.8], row=1, col=2)
+    panels.update_yaxes(title_text="of what all neurons do", tickformat=".0%", row=1, col=2)
