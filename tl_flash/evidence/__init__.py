@@ -7,7 +7,7 @@ from tl_flash.evidence.controls import Peers, chance_of
 from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.doses import dose_window
 from tl_flash.evidence.explaining import explain
-from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
+from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
 from tl_flash.evidence.sweep import DoseCurve, clamp_sweep
@@ -31,5 +31,6 @@ __all__ = [
     "explain",
     "mention_rate",
     "mentions",
+    "named",
     "validate",
 ]

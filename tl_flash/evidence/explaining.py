@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from tl_flash.decode import decode_directions
 from tl_flash.evidence.ablation import Ablation, counts_to
 from tl_flash.evidence.attribution import Attribution, attribute, require_dense
 from tl_flash.evidence.curve import Curve
-from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
+from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
 from tl_flash.lens import JacobianLens, Rule, lens_of, own_texts, require_rule
 from tl_flash.names import Neuron
 from tl_flash.vocab import Vocab
@@ -122,7 +121,7 @@ def explain(
     controls = torch.full((n,), torch.nan)
     if measure:
         controls = ablation.alone(found.controls(chosen, values, generator)).to(controls) - seen.score
-    named = _Named.of(model, weights, found, chosen, made)
+    labels = _Named.of(model, weights, found, chosen, made)
     read_as = Vocab.of_tokenizer(getattr(model, "tokenizer", None), model.cfg.d_vocab)
     strings = tuple(read_as.string(id) for id in row.tolist())
     total = float(found.first_order.abs().sum())
@@ -143,13 +142,13 @@ def explain(
                 effect=float(found.effects[spot]),
                 control_effect=float(controls[i]),
                 length=float(found.lengths.flatten()[spot]),
-                label_in=named.reads[i],
-                label_out=named.writes[i],
-                write_z=named.write_z[i],
+                label_in=labels.reads[i],
+                label_out=labels.writes[i],
+                write_z=labels.write_z[i],
             )
         )
     return Explanation(
-        model=Path(weights.name).name if Path(weights.name).is_absolute() else weights.name,
+        model=named(weights.name),
         prompt=strings,
         token=weights.vocab.string(seen.target.token),
         token_id=seen.target.token,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -142,6 +143,12 @@ class Explanation:
         for name, how in _FORMATS.items():
             frame[name] = ["" if math.isnan(value) else format(value, how) for value in frame[name]]
         return frame.loc[:, [bool((frame[name] != "").any()) for name in frame]]
+
+
+def named(model: str) -> str:
+    """A model's name; of one that was read from a folder, the folder's."""
+    path = Path(model)
+    return path.name if path.is_absolute() else model
 
 
 def _plain(value: Any) -> Any:
