@@ -118,7 +118,7 @@ def seconds(model: Any, stats: ActivationStats) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["smollm2", "gemma3"])
-    parser.add_argument("--prompts", type=int, default=40, help="how many, of the five kinds in turn")
+    parser.add_argument("--prompts", type=int, default=40, help="how many, of the kinds in turn; 0: seconds alone")
     arguments = parser.parse_args()
     source = {"smollm2": SMOLLM2, "gemma3": GEMMA3}[arguments.model]
     model = load_model(str(source.folder))
@@ -136,8 +136,9 @@ def main() -> None:
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.3f")
         of_prompts.to_csv(RESULTS / f"{name}_curves.csv", index=False)
         print(f"{at + 1}: {prompt!r}", *few, sep="\n", flush=True)
-    print(table.to_string(index=False, float_format="{:.3f}".format))
-    print(of_prompts.groupby("reference").median(numeric_only=True).to_string())
+    if frames:
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+        print(of_prompts.groupby("reference").median(numeric_only=True).to_string())
     print(seconds(model, stats).to_string(index=False))
 
 

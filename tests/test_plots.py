@@ -219,6 +219,7 @@ def all_figures(maps, x, two_layers, validation, curve, look):
         plots.lens_effects(frame, theme=look),
         plots.neuron_atlas(x, maps[0], theme=look),
         plots.concepts(concepts(families.build("llama", "bridge"), ["dog", "cat"], sides=["in", "out"]), theme=look),
+        plots.explanation(explain(families.build("llama", "bridge"), "the dog saw a", n=5), theme=look),
     ]
 
 

@@ -120,7 +120,13 @@ def _dots(panels: go.Figure, explanation: Explanation, colours: Theme) -> None:
     n_layers, n = explanation.places.shape
     ticks = list(range(n))
     panels.update_xaxes(
-        tickvals=ticks, ticktext=all_quoted(explanation.prompt), range=[-0.6, n - 0.4], tickangle=-45, row=1, col=1
+        title_text="token of the prompt",
+        tickvals=ticks,
+        ticktext=all_quoted(explanation.prompt),
+        range=[-0.6, n - 0.4],
+        tickangle=-45,
+        row=1,
+        col=1,
     )
     panels.update_yaxes(title_text="layer", range=[-0.05 * n_layers, 1.06 * n_layers], row=1, col=1)
 
