@@ -31,7 +31,7 @@ from tl_flash.weights import read
 RESULTS = Path(__file__).parent / "results"
 SPOTS, FIRST, LONG = 200, 40, 0.1
 RULES: tuple[Rule, ...] = get_args(Rule)
-TWENTY = "When the ferry reached the harbour in the early morning, the passengers"
+TWENTY = "When the ferry reached the harbour in the early morning, the passengers who had slept on its deck"
 
 
 def measured(

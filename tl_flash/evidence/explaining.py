@@ -18,7 +18,7 @@ from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
 from tl_flash.lens import JacobianLens, Rule, lens_of, own_texts, require_rule
 from tl_flash.names import Neuron
-from tl_flash.vocab import Vocab
+from tl_flash.vocab import Vocab, writes_what_it_reads
 from tl_flash.weights import MLPWeights, read
 
 _LONG = 0.1
@@ -122,8 +122,9 @@ def explain(
     if measure:
         controls = ablation.alone(found.controls(chosen, values, generator)).to(controls) - seen.score
     labels = _Named.of(model, weights, found, chosen, made)
-    read_as = Vocab.of_tokenizer(getattr(model, "tokenizer", None), model.cfg.d_vocab)
-    strings = tuple(read_as.string(id) for id in row.tolist())
+    same = writes_what_it_reads(model)
+    vocab = weights.vocab if same else Vocab.of_tokenizer(getattr(model, "tokenizer", None), model.cfg.d_vocab)
+    strings = tuple(vocab.string(id) for id in row.tolist())
     total = float(found.first_order.abs().sum())
     neurons = []
     for i, spot in enumerate(chosen.tolist()):
