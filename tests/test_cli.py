@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.test_neuron_map import Words
-from tl_flash import JacobianLens, NeuronMap, decode_directions, demo
+from tl_flash import JacobianLens, NeuronMap, decode_directions, demo, explain, load_model
 from tl_flash.cli import main
 
 
@@ -175,6 +175,24 @@ def test_validate_a_trained_model(capsys, tmp_path, stories_path):
     assert status == 0 and len(records) == 2 and {"dlogp", "q_value"} <= set(records[0])
     status, out, _ = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 3)
     assert "labels raised" in out
+
+
+def test_explain_a_prompt_of_the_embedded_model(capsys):
+    folder, prompt = str(demo.path("base")), "My favourite animal is the"
+    status, out, _ = run(capsys, "explain", folder, prompt, "--token", " dog", "-n", 3)
+    assert status == 0 and "' dog'" in out and "neurons at positions restore 80%" in out
+    status, out, _ = run(capsys, "explain", folder, prompt, "--token", " dog", "-n", 2, "--no-measure", "--json")
+    found = json.loads(out)
+    expected = explain(load_model(folder, surface=None), prompt, token=" dog", n=2, measure=False)
+    assert [one["neuron"] for one in found["neurons"]] == [str(one.neuron) for one in expected]
+    assert found["curve"] is None and found["neurons"][0]["effect"] is None
+    for wrong, message in (
+        (["--token", " xyzzy!"], "token ' xyzzy!': expected one token"),
+        (["--rule", "lrp"], "rule: expected one of"),
+        (["--lens", "/no/such/lens"], "/no/such/lens"),
+    ):
+        status, _, err = run(capsys, "explain", folder, prompt, "--no-measure", *wrong)
+        assert status == 1 and message in err.splitlines()[-1]
 
 
 def test_decode_writes_a_map_of_a_trained_model(capsys, tmp_path, stories_path):

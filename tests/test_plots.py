@@ -10,7 +10,7 @@ import torch
 
 from tests import families
 from tests.test_neuron_map import Words
-from tl_flash import clamp_sweep, compare, concepts, decode_directions, flash_decode, plots, validate
+from tl_flash import clamp_sweep, compare, concepts, decode_directions, explain, flash_decode, plots, validate
 from tl_flash.show.plots import theme
 from tl_flash.weights import read
 
@@ -219,6 +219,7 @@ def all_figures(maps, x, two_layers, validation, curve, look):
         plots.lens_effects(frame, theme=look),
         plots.neuron_atlas(x, maps[0], theme=look),
         plots.concepts(concepts(families.build("llama", "bridge"), ["dog", "cat"], sides=["in", "out"]), theme=look),
+        plots.explanation(explain(families.build("llama", "bridge"), "the dog saw a", n=5), theme=look),
     ]
 
 
@@ -350,3 +351,25 @@ def test_figures_of_something_else_are_refused(draw):
     for given in (None, "gpt2", [1.0]):
         with pytest.raises(TypeError, match="expected a .*, got "):
             draw(given)
+
+
+def test_an_explanation(bridge):
+    found = explain(bridge, "the dog saw a cat", n=12)
+    figure = plots.explanation(found)
+    kept = named(figure)["kept alone"]
+    assert list(kept.x) == list(found.curve.counts) and values(kept.y) == pytest.approx(
+        found.curve.faithfulness.tolist()
+    )
+    raise_it, lower_it = (named(figure)[name] for name in ("raise it", "lower it"))
+    assert len(raise_it.x) == sum(one.effect < 0 for one in found) and len(raise_it.x) + len(lower_it.x) == 12
+    largest = max(
+        zip((*raise_it.marker.size, *lower_it.marker.size), (*raise_it.customdata, *lower_it.customdata), strict=True),
+        key=lambda pair: pair[0],
+    )
+    assert largest[1][0] == str(found[0].neuron) and largest[1][2] == pytest.approx(-found[0].effect)
+    assert figure.layout.xaxis.ticktext[2] == theme.quoted(found.prompt[2])
+    assert theme.quoted(found[0].label_out) in [note.text for note in figure.layout.annotations]
+    plain = plots.explanation(explain(bridge, "the dog saw a cat", n=4, measure=False))
+    assert "kept alone" not in named(plain) and "attributed" in plain.layout.title.subtitle.text
+    with pytest.raises(TypeError, match="explanation: expected a Explanation, got dict"):
+        plots.explanation(found.to_dict())

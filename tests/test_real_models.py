@@ -14,6 +14,7 @@ from tl_flash import (
     clamp,
     decode_directions,
     demo,
+    explain,
     find_neurons,
     flash_decode,
     jacobian_lens,
@@ -116,6 +117,22 @@ def test_a_clamp_is_a_hook_written_by_hand(model):
         with clamp(model, {neuron: 4.0}):
             assert torch.equal(model(tokens), expected)
         assert not torch.equal(model(tokens), expected)
+
+
+def test_what_is_attributed_adds_up_and_foretells_removals(model):
+    prompt = "The capital of France is"
+    tokens = model.to_tokens(prompt)
+    shared = explain(model, prompt, rule="relp", measure=False)
+    assert shared.flow.tolist() == pytest.approx([shared.logit] * len(shared.flow), rel=1e-3)
+    found = [one for one in explain(model, prompt, n=60, measure=False) if one.length < 0.1][:12]
+    removed = []
+    with torch.no_grad():
+        for one in found:
+            with clamp(model, {one.neuron: 0.0}, positions=one.position):
+                last = model(tokens)[0, -1]
+            removed.append(shared.logit - float(last[shared.token_id] - last.mean()))
+    pair = torch.tensor([removed, [one.attribution for one in found]])
+    assert float(torch.corrcoef(pair)[0, 1]) > 0.9
 
 
 def test_what_is_generated_is_hugging_faces(model, hugging_face):

@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from tests.browser import chromium, needs_browser, opened, seconds_to_answer
-from tl_flash import compare, concepts, decode_directions, demo, find_neurons, flash_decode, plots, report, validate
+from tl_flash import (
+    compare,
+    concepts,
+    decode_directions,
+    demo,
+    explain,
+    find_neurons,
+    flash_decode,
+    plots,
+    report,
+    validate,
+)
 from tl_flash.cli import main
 from tl_flash.show.report import pack
 from tl_flash.show.report import page as report_page
@@ -272,6 +283,31 @@ def test_a_neuron_is_opened_and_closed_by_keys(browser, page, maps):
 
 
 @needs_browser
+def test_a_prompt_leads_to_its_neurons(browser, models, maps, tmp_path):
+    found = [explain(models[0], text, token=" dog", n=6) for text in ("My favourite animal is the", "I have a")]
+    page = report.write(maps["base", "out"], tmp_path / "page.html", explanations=found, figures=())
+    opened(browser, page)
+    press(browser, "p")
+    prompts = browser.find_element("id", "prompts")
+    assert prompts.is_displayed() and not browser.find_element("id", "neurons").is_displayed()
+    first, second = prompts.find_elements("css selector", ".prompt")
+    assert [chip.text.split("\n")[0] for chip in first.find_elements("css selector", ".chip .token")] == [
+        token.replace(" ", "·") for token in found[0].prompt
+    ]
+    names = [str(one.neuron) for one in found[0]]
+    assert [cell.text for cell in first.find_elements("css selector", "td:first-child")] == names
+    assert len(second.find_elements("css selector", "tbody tr")) == 6
+    position = found[0][0].position
+    first.find_elements("css selector", ".chip")[position].click()
+    first = prompts.find_elements("css selector", ".prompt")[0]
+    here = [str(one.neuron) for one in found[0].at(position)]
+    assert [cell.text for cell in first.find_elements("css selector", "td:first-child")] == here
+    first.find_element("css selector", "td button").click()
+    assert not prompts.is_displayed()
+    assert browser.find_element("css selector", "#panel h2").text == here[0] and not errors(browser)
+
+
+@needs_browser
 def test_the_other_model_and_the_clamp_stand_beside_a_neuron(browser, page, maps, validation):
     record = validation.records[0]
     opened(browser, page, f"#neuron={record['neuron']}&side=out")
@@ -468,7 +504,7 @@ def test_the_page_never_parses_markup_of_the_data():
         ), name
 
 
-def test_refusals(maps, validation, tmp_path):
+def test_refusals(maps, models, validation, tmp_path):
     path, base = tmp_path / "page.html", maps["base", "out"]
     with pytest.raises(TypeError, match="map: expected a NeuronMap"):
         report.write("map.safetensors", path)
@@ -498,6 +534,10 @@ def test_refusals(maps, validation, tmp_path):
         report.write(base, path, concepts=[whole, whole["dog"]])
     with pytest.raises(TypeError, match="concepts: expected what concepts"):
         report.write(base, path, concepts=["dog"])
+    with pytest.raises(ValueError, match="explanations: expected prompts to"):
+        report.write(base, path, explanations=explain(models[1], "I have a", n=2, measure=False))
+    with pytest.raises(TypeError, match="explanations: expected a Explanation or a list of them"):
+        report.write(base, path, explanations=["I have a"])
     with pytest.raises(FileNotFoundError, match="no such folder"):
         report.write(base, tmp_path / "nowhere" / "page.html")
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 """The clamps wing: hold neurons at chosen values while a model runs, and see what it does then.
 
-Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`, `answers`, `alone`, `generation`), and
-what neurons do on text (`activations`).
+Hooks that clamp (`clamp`; `spots` for many neurons a row), prompts and what a model says after them (`prompts`,
+`answers`, `alone`, `generation`), and what neurons do on text (`activations`).
 """
 
 from tl_flash.clamps.activations import ActivationStats, activation_stats, residual_length
@@ -12,7 +12,8 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text, require_room
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
-from tl_flash.clamps.sites import attached, hook_point, require_hooks
+from tl_flash.clamps.sites import attached, hook_point, neuron_site, require_hooks
+from tl_flash.clamps.spots import clamp_spots
 from tl_flash.clamps.values import Mode, named_values
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "clamp",
     "clamp_hooks",
     "clamp_rows",
+    "clamp_spots",
     "complete_text",
     "hook_point",
     "named_values",
+    "neuron_site",
     "reads_its_cache",
     "require_hooks",
     "require_room",

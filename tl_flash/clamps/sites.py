@@ -95,9 +95,12 @@ def require_hooks(model: Any) -> None:
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise ValueError("model: compiled, and what torch.compile made passes hooks by; give model._orig_mod")
-    if hasattr(model, "hook_dict") and (hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks")):
+    hooked = hasattr(type(model), "hook_dict") or "hook_dict" in getattr(
+        model, "__dict__", ()
+    )  # a bridge builds it anew
+    if hooked and (hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks")):
         raise ValueError("model: expected one stack of blocks, got an encoder and a decoder; give a decoder-only model")
-    if hasattr(model, "blocks") and hasattr(model, "hook_dict"):
+    if hooked and hasattr(model, "blocks"):
         return
     if isinstance(model, torch.nn.Module) and hasattr(model, "config") and hasattr(model, "get_output_embeddings"):
         raise TypeError(

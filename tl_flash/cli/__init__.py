@@ -10,7 +10,7 @@ import typer
 
 from tl_flash.cli.machine import bench
 from tl_flash.cli.maps import compare, decode, find, report, show
-from tl_flash.cli.models import clamp, demo, layout, lens, validate
+from tl_flash.cli.models import clamp, demo, explain, layout, lens, validate
 
 app = typer.Typer(
     help="Say what each MLP neuron of a language model stands for, straight from its weights.",
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (decode, find, show, compare, clamp, validate, lens, layout, report, demo, bench):
+for command in (decode, find, show, compare, clamp, validate, explain, lens, layout, report, demo, bench):
     app.command()(command)
 
 

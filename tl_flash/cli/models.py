@@ -1,15 +1,18 @@
-"""Commands on a model: show its layout, clamp, validate, make a lens, and the demo."""
+"""Commands on a model: show its layout, clamp, validate, explain a prompt, make a lens, and the demo."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tl_flash.artefacts import require_place
 from tl_flash.cli.options import By, Count, Json, MapPath, ModelName, Surface, load_map, print_results, read_text
+
+if TYPE_CHECKING:
+    from tl_flash import JacobianLens
 
 
 def clamp(
@@ -66,13 +69,48 @@ def validate(
 
     Example: `tl-flash validate gpt2 gpt2.safetensors -n 20`
     """
-    from tl_flash import JacobianLens, load_model
+    from tl_flash import load_model
     from tl_flash import validate as validated
 
     hits = load_map(map).specialised(n, by=by)
-    through = "auto" if lens == "auto" else JacobianLens.load(lens) if lens else None
-    result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed, lens=through)
+    result = validated(load_model(model, surface=surface), hits, controls=controls, seed=seed, lens=_lens(lens))
     print_results([result], as_json)
+
+
+def explain(
+    model: ModelName,
+    prompt: Annotated[str, typer.Argument(help="A text; what the model says after it is explained.")],
+    token: Annotated[str | None, typer.Option(help="The token to explain; by default the one predicted.")] = None,
+    against: Annotated[str | None, typer.Option(help="A token whose logit is taken off.")] = None,
+    n: Count = 20,
+    measure: Annotated[bool, typer.Option(help="Set neurons to their references, to see whether it is true.")] = True,
+    rule: Annotated[str, typer.Option(help="gradient, frozen or relp.")] = "gradient",
+    reference: Annotated[str, typer.Option(help="zero or mean.")] = "zero",
+    lens: Annotated[str | None, typer.Option(help="A lens to label through: its file, or auto to make one.")] = None,
+    chat: Annotated[bool, typer.Option(help="The text is what a user says, in the tokenizer's chat template.")] = False,
+    surface: Surface = None,
+    as_json: Json = False,
+) -> None:
+    """Name the neurons that made a model predict a token after a text.
+
+    Example: `tl-flash explain gpt2 "The capital of France is" --token " Paris"`
+    """
+    from tl_flash import explain as explained
+    from tl_flash import load_model
+
+    found = explained(
+        load_model(model, surface=surface),
+        prompt,
+        token=token,
+        against=against,
+        n=n,
+        measure=measure,
+        rule=rule,  # pyright: ignore[reportArgumentType] - it checks
+        reference=reference,  # pyright: ignore[reportArgumentType] - it checks
+        lens=_lens(lens),
+        chat=chat,
+    )
+    typer.echo(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else str(found))
 
 
 def layout(model: ModelName) -> None:
@@ -131,6 +169,13 @@ def demo(
         from tl_flash.demo.paper import paper
 
         paper(model, out, typer.echo, surface=surface)
+
+
+def _lens(name: str | None) -> JacobianLens | Literal["auto"] | None:
+    """A lens by its file's name, or what stands for one that is made."""
+    from tl_flash import JacobianLens
+
+    return "auto" if name == "auto" else JacobianLens.load(name) if name else None
 
 
 def neuron_value(text: str) -> tuple[str, float]:

@@ -1,7 +1,13 @@
-"""The evidence wing: does a label hold? Doses, matched controls, what a clamped model speaks of, checks of a lens."""
+"""The evidence wing: does a label hold? Doses, matched controls, what a clamped model speaks of, checks of a lens.
+
+From a prompt to its neurons (`explain`) go `attribution` (to first order, all neurons), `ablation` (measured), `curve`.
+"""
 
 from tl_flash.evidence.controls import Peers, chance_of
+from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.doses import dose_window
+from tl_flash.evidence.explaining import explain
+from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
 from tl_flash.evidence.sweep import DoseCurve, clamp_sweep
@@ -10,8 +16,11 @@ from tl_flash.evidence.window import DoseWindow
 
 __all__ = [
     "COLUMNS",
+    "Curve",
     "DoseCurve",
     "DoseWindow",
+    "ExplainedNeuron",
+    "Explanation",
     "MentionRate",
     "Peers",
     "chance_of",
@@ -19,7 +28,9 @@ __all__ = [
     "check_lens",
     "clamp_sweep",
     "dose_window",
+    "explain",
     "mention_rate",
     "mentions",
+    "named",
     "validate",
 ]

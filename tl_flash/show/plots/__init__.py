@@ -7,6 +7,7 @@ vision; tokens stand quoted, with what does not print escaped, so that no token 
 from tl_flash.show.plots.atlas import neuron_atlas
 from tl_flash.show.plots.concept_layers import concepts
 from tl_flash.show.plots.effects import dose_curve, lens_effects, validation
+from tl_flash.show.plots.explanations import explanation
 from tl_flash.show.plots.layers import agreement, changed, specialisation
 from tl_flash.show.plots.neurons import neuron, token_by_layer
 
@@ -15,6 +16,7 @@ __all__ = [
     "changed",
     "concepts",
     "dose_curve",
+    "explanation",
     "lens_effects",
     "neuron",
     "neuron_atlas",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tl_flash.evidence import COLUMNS, Validation
+from tl_flash.evidence import COLUMNS, Explanation, Validation, named
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 
 if TYPE_CHECKING:
@@ -95,6 +95,17 @@ def require_searched(table: ConceptTable, map: NeuronMap) -> None:
         raise ValueError(
             f"concepts: expected a search in layers {list(map.layers)} of {map.d_mlp} neurons, as the maps hold them, "
             f"got layers and neurons {rows}"
+        )
+
+
+def require_explained(explanation: Explanation, map: NeuronMap) -> None:
+    """Refuse an explanation of another model, or of neurons that the maps do not hold."""
+    token = map.vocab.string(explanation.token_id) if explanation.token_id < map.d_vocab else None
+    held = all(one.neuron.layer in map.layers and one.neuron.index < map.d_mlp for one in explanation)
+    if explanation.model != named(map.source.model) or token != explanation.token or not held:
+        raise ValueError(
+            f"explanations: expected prompts to {map.source.model} and neurons of layers {list(map.layers)}, as the "
+            f"maps hold them, got {explanation!r}"
         )
 
 

@@ -21,6 +21,7 @@ async function start() {
   $("about-map").textContent = `${whole(rowCount(meta))} neurons in ${meta.layers.length} layers · `
     + `top ${meta.k} of ${whole(meta.d_vocab)} tokens at both poles`;
   $("open-figures").hidden = !meta.figures;
+  $("open-prompts").hidden = !meta.explanations.length;
   $("sides").hidden = meta.sides.length < 2;
   const asked = new URLSearchParams(location.hash.slice(1));
   const side = meta.sides.find((one) => one.side === asked.get("side")) ?? meta.sides[0];
@@ -187,7 +188,7 @@ function openCursor() {
 }
 
 function back() {
-  if (!$("figures").hidden) showNeurons();
+  if ($("neurons").hidden) showNeurons();
   else if (page.open >= 0) openNeuron(-1);
   else if ($("query").value) { $("query").value = ""; ask(); }
 }
@@ -208,6 +209,7 @@ function switchTheme() {
 async function showFigures() {
   if (!page.meta.figures) return;
   if (!$("figures").hidden) return showNeurons();
+  showNeurons();
   $("neurons").hidden = true;
   $("figures").hidden = false;
   $("open-figures").textContent = "Neurons";
@@ -218,8 +220,9 @@ async function showFigures() {
 
 function showNeurons() {
   $("neurons").hidden = false;
-  $("figures").hidden = true;
+  $("figures").hidden = $("prompts").hidden = true;
   $("open-figures").textContent = "Figures";
+  $("open-prompts").textContent = "Prompts";
   drawRows();
 }
 
@@ -234,6 +237,7 @@ const KEYS = {
   "[": ["side before", () => nextSide(-1)],
   "]": ["next side", () => nextSide(1)],
   f: ["figures", showFigures],
+  p: ["prompts", showPrompts],
   t: ["light or dark", switchTheme],
   "?": ["this help", showHelp],
 };
@@ -271,6 +275,7 @@ function listen() {
   $("list").addEventListener("scroll", () => requestAnimationFrame(drawRows));
   addEventListener("resize", () => { drawHead(); drawRows(); });
   $("open-figures").addEventListener("click", showFigures);
+  $("open-prompts").addEventListener("click", showPrompts);
   $("open-help").addEventListener("click", showHelp);
   $("switch-theme").addEventListener("click", switchTheme);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {

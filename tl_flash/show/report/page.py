@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_flash import artefacts
-from tl_flash.evidence import Validation
+from tl_flash.evidence import Explanation, Validation
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 from tl_flash.show.report import given, pack
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-_SCRIPTS = ("data.js", "search.js", "dom.js", "panel.js", "figures.js", "list.js", "page.js")
+_SCRIPTS = ("data.js", "search.js", "dom.js", "panel.js", "figures.js", "prompts.js", "list.js", "page.js")
 
 
 def write(
@@ -31,6 +31,7 @@ def write(
     compare: Comparison | Sequence[Comparison] | None = None,
     validation: Validation | pd.DataFrame | Sequence[Validation | pd.DataFrame] | None = None,
     concepts: ConceptTable | ConceptHits | Sequence[ConceptTable | ConceptHits] | None = None,
+    explanations: Explanation | Sequence[Explanation] | None = None,
     figures: Sequence[go.Figure] | None = None,
     title: str | None = None,
 ) -> Path:
@@ -50,6 +51,8 @@ def write(
         validation: results of `validate` for these maps, or frames as `Validation.to_frame()` gives them.
         concepts: searches in the same model, of `concepts` or `find_neurons`: asked for one of their concepts, the page
             ranks every neuron by its mean z.
+        explanations: of prompts to the same model, by `explain`: the page shows their tokens and the neurons of each,
+            which lead to the neurons of the maps.
         figures: to show beside the neurons, those of `tl_flash.plots` in the page's theme; by default the tokens that
             the maps tracked, specialisation, agreement and validation, as far as given. () for none, and a page smaller
             by plotly's 1.9 MB.
@@ -60,8 +63,8 @@ def write(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: maps of several models or twice one side, a comparison, validation or search of another map, a
-            concept that comes twice, or no map.
+        ValueError: maps of several models or twice one side, a comparison, validation, search or explanation of another
+            model, a concept that comes twice, or no map.
         FileNotFoundError: no such folder.
         IsADirectoryError: a folder in the page's place.
 
@@ -90,6 +93,9 @@ def write(
     names = [name for table in searched for name in table.names]
     if len(set(names)) < len(names):
         raise ValueError(f"concepts: expected each once, got {names}")
+    explained = given.listed(explanations, Explanation, "explanations")
+    for one in explained:
+        given.require_explained(one, maps[0])
     path = Path(path)
     artefacts.require_place(path, "the page")
     if figures is None:
@@ -110,7 +116,10 @@ def write(
 
         scripts.append(("plotly", get_plotlyjs()))
         blobs |= {"plotly": pack.blob(get_plotlyjs().encode()), "figures": pack.json_blob(_sent(figures))}
-    meta = _meta(title, maps[0], sides, len(figures)) | {"concepts": _concepts(searched)}
+    meta = _meta(title, maps[0], sides, len(figures)) | {
+        "concepts": _concepts(searched),
+        "explanations": [one.to_dict() for one in explained],
+    }
     blobs["meta"] = pack.json_blob(meta)
     traces: list[Any] = [trace for figure in figures for trace in figure.data]
     webgl = any(trace.type.endswith("gl") for trace in traces)
