@@ -1,6 +1,6 @@
 """The clamps wing: hold neurons at chosen values while a model runs, and see what it does then.
 
-Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`, `answers`, `alone`, `generation`), and
+Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`, `answers`, `alone`, `generation`, `stepping`), and
 what neurons do on text (`activations`).
 """
 
@@ -13,6 +13,7 @@ from tl_flash.clamps.generation import complete_text, require_room
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, hook_point, require_hooks
+from tl_flash.clamps.stepping import Stepper
 from tl_flash.clamps.values import Mode, named_values
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Positions",
     "Prompts",
     "PromptsLike",
+    "Stepper",
     "activation_stats",
     "answers_alone",
     "attached",

@@ -9,6 +9,8 @@ const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
 
+/** What a live explorer adds to a neuron's panel, and to the address. */
+const live = { panel: () => [], address: () => ({}) };
 const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
 async function start() {
@@ -154,7 +156,7 @@ function openNeuron(row) {
   panel.hidden = row < 0;
   if (row >= 0) {
     panel.setAttribute("aria-label", `Neuron ${nameOf(page.meta, row)}`);
-    panel.replaceChildren(...panelOf(page.search, row, { close: () => openNeuron(-1), find }));
+    panel.replaceChildren(...panelOf(page.search, row, { close: () => openNeuron(-1), find, more: live.panel }));
     panel.scrollTop = 0;
   }
   drawHead();
@@ -164,7 +166,7 @@ function openNeuron(row) {
 
 /** Keep the view in the address, so that it can be shared. */
 function remember() {
-  const parts = { q: $("query").value, side: page.search.side.side, neuron: page.open < 0 ? "" : nameOf(page.meta, page.open) };
+  const parts = { q: $("query").value, side: page.search.side.side, neuron: page.open < 0 ? "" : nameOf(page.meta, page.open), ...live.address() };
   const kept = Object.entries(parts).filter(([name, value]) => value && !(name === "side" && page.meta.sides.length < 2));
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
@@ -286,5 +288,3 @@ function listen() {
     KEYS[event.key][1]();
   });
 }
-
-start();

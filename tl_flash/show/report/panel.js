@@ -12,6 +12,7 @@ function panelOf(search, row, actions) {
     verdict(search, row),
     poleOf(search, row, 0, actions),
     poleOf(search, row, 1, actions),
+    ...actions.more(search, row),
     validationOf(search, row),
     comparisonOf(search, row),
     statisticsOf(search, row),
