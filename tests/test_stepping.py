@@ -58,5 +58,3 @@ def test_hooks_are_there_only_while_it_reads(model, tokens):
     with torch.no_grad():
         assert torch.equal(model(tokens[None]), model(tokens[None]))
         assert torch.allclose(model(tokens[None])[0], Stepper(model).read(tokens), atol=1e-4)
-
-

@@ -1,7 +1,7 @@
 """The clamps wing: hold neurons at chosen values while a model runs, and see what it does then.
 
-Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`, `answers`, `alone`, `generation`, `stepping`), and
-what neurons do on text (`activations`).
+Hooks that clamp (`clamp`), prompts and what a model says after them (`prompts`, `answers`, `alone`, `generation`,
+`stepping`), and what neurons do on text (`activations`, `traces`).
 """
 
 from tl_flash.clamps.activations import ActivationStats, activation_stats, residual_length
@@ -14,6 +14,7 @@ from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, hook_point, require_hooks
 from tl_flash.clamps.stepping import Stepper
+from tl_flash.clamps.traces import activations_on
 from tl_flash.clamps.values import Mode, named_values
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PromptsLike",
     "Stepper",
     "activation_stats",
+    "activations_on",
     "answers_alone",
     "attached",
     "clamp",

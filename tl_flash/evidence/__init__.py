@@ -2,16 +2,19 @@
 
 from tl_flash.evidence.controls import Peers, chance_of
 from tl_flash.evidence.doses import dose_window
+from tl_flash.evidence.fluency import Fluency
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
 from tl_flash.evidence.sweep import DoseCurve, clamp_sweep
-from tl_flash.evidence.validation import COLUMNS, Validation, validate
+from tl_flash.evidence.validation import COLUMNS, DOSE, Validation, validate
 from tl_flash.evidence.window import DoseWindow
 
 __all__ = [
     "COLUMNS",
+    "DOSE",
     "DoseCurve",
     "DoseWindow",
+    "Fluency",
     "MentionRate",
     "Peers",
     "chance_of",

@@ -30,9 +30,7 @@ def side(
     """
     columns = pack.columns(map, comparison) | pack.concept_columns(map, tables)
     blobs = {
-        f"{map.side}.{name}.{at}": plane
-        for name, column in columns.items()
-        for at, plane in enumerate(column.planes())
+        f"{map.side}.{name}.{at}": plane for name, column in columns.items() for at, plane in enumerate(column.planes())
     }
     other = None
     if comparison is not None:

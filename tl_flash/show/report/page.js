@@ -13,8 +13,8 @@ const FILTERS = {
 const live = { panel: () => [], address: () => ({}) };
 const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
-async function start() {
-  const meta = JSON.parse(await textOf("meta"));
+async function start(given) {
+  const meta = given ?? JSON.parse(await textOf("meta"));
   const names = JSON.parse(await textOf("vocab"));
   page.meta = meta;
   page.names = names;
@@ -280,9 +280,9 @@ function listen() {
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || !KEYS[event.key]) return;
-    const typing = event.target.matches("input, select");
+    const typing = event.target.matches("input, select, textarea");
     if (typing && !["ArrowDown", "ArrowUp", "PageDown", "PageUp", "Enter", "Escape"].includes(event.key)) return;
-    if (event.target.matches("select") && event.key !== "Escape") return;
+    if (typing && event.target !== $("query") && event.key !== "Escape") return;
     if (event.key === "Enter" && event.target.matches("button")) return;
     event.preventDefault();
     KEYS[event.key][1]();

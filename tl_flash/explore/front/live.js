@@ -1,0 +1,98 @@
+// The live page: opens at once, and the list when the first side of the map is decoded.
+
+const started = { told: null, wanted: null };
+
+const isNarrow = () => matchMedia("(max-width: 900px)").matches;
+
+/** On a phone one half is seen at a time. */
+function showLeft() { document.body.dataset.half = "left"; }
+function showRight() { document.body.dataset.half = "right"; if (isNarrow() && page.search?.side) openNeuron(-1); }
+
+async function open() {
+  document.body.classList.add("live");
+  document.body.dataset.half = isNarrow() ? "right" : "left";
+  document.querySelector("h1").textContent = document.title;
+  $("open-figures").replaceWith(
+    el("button", { id: "switch-half", onclick: () => (document.body.dataset.half === "left" ? showRight() : showLeft()) }, "⇄"), $("open-figures"));
+  const answer = await fetch("/api/session");
+  const told = await answer.json();
+  $("chats").hidden = !told.chats;
+  $("chat").checked = told.chats;
+  listenLive();
+  openPath(told.chats);
+  started.wanted = new URLSearchParams(location.hash.slice(1)).get("side");
+  if (takeAddress()) run();
+  document.body.dataset.open = "yes";
+  await sidesFrom(told);
+}
+
+/** Take what is decoded, and look again until all of it is. */
+async function sidesFrom(told) {
+  for (const side of told.sides) {
+    if (!page.meta) await begin(side);
+    else if (!page.meta.sides.some((one) => one.side === side.side)) await addSide(side);
+  }
+  const { decoding, trouble } = told;
+  const done = decoding?.total ? ` ${Math.round((100 * decoding.done) / decoding.total)}%` : "";
+  const text = trouble ? `decoding failed: ${trouble}` : decoding ? `decoding ${SIDES[decoding.side] ?? decoding.side}${done} …` : "";
+  if (!page.meta) $("status").textContent = text;
+  $("decoding").textContent = page.meta ? text : "";
+  if (!decoding) document.body.dataset.decoded = "yes";
+  else setTimeout(async () => {
+    try {
+      const answer = await fetch("/api/session");
+      await sidesFrom(await answer.json());
+    } catch {
+      $("decoding").textContent = "the server does not answer";
+    }
+  }, 700);
+}
+
+/** Start the explorer with its first side. */
+async function begin(side) {
+  const meta = JSON.parse(await textOf("meta"));
+  await start({ ...meta, sides: [side] });
+}
+
+async function addSide(side) {
+  page.meta.sides.push(side);
+  $("sides").hidden = false;
+  drawSides(page.search.side.side);
+  if (started.wanted === side.side) await openSide(side.side, page.open);
+}
+
+function listenLive() {
+  $("about-map").after(el("p", { id: "decoding", class: "muted" }));
+  $("run").addEventListener("click", run);
+  $("stop").addEventListener("click", stop);
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    run();
+  });
+  $("query").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || page.cursor >= 0 || event.isComposing) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const query = $("query").value.trim();
+    if (NEURON.test(query) && page.search?.side) openNamed(query.toUpperCase());
+    else findConcept(query.replace(/^"|"$/g, ""));
+  });
+  $("query").addEventListener("input", () => found.close());
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (!$("alternatives").hidden) closeAlternatives();
+    else if (found.node && !found.node.hidden) found.close();
+    else return;
+    event.stopImmediatePropagation();
+  }, true);
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("#alternatives, .said-token")) closeAlternatives();
+  });
+  addEventListener("hashchange", () => location.reload());
+  KEYS.a = ["ask: to the prompt", () => { showRight(); $("prompt").focus(); }];
+  KEYS.Enter[0] = "open the neuron; in the search: find among all neurons";
+  $("query").placeholder = "A word, a neuron (L3N17) or a layer (L3); Enter asks all neurons";
+}
+
+open();

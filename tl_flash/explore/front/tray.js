@@ -1,0 +1,120 @@
+// The tray: neurons that are clamped, each with a slider in units of its largest activation.
+
+const MODES = { set: "set to", add: "add", multiply: "multiply by", floor: "at least", ceil: "at most" };
+const PLACES = { all: "everywhere", prompt: "in the prompt", generated: "in what is generated", last: "where a token is chosen" };
+const MOST_DOSE = 10;
+
+const tray = {
+  clamps: new Map(), // neuron -> { dose, label }
+  units: {}, // neuron -> its largest activation
+  windows: new Map(), // neuron -> { sign, low, high }
+  mode: "set",
+  positions: "all",
+
+  doses() {
+    return Object.fromEntries([...this.clamps].map(([neuron, { dose }]) => [neuron, dose]));
+  },
+
+  add(neuron, dose, label = "") {
+    this.clamps.set(neuron, { dose, label });
+    this.changed();
+  },
+
+  remove(neuron) {
+    this.clamps.delete(neuron);
+    this.changed();
+  },
+
+  /** Draw it anew, and answer anew where there is a prompt. */
+  changed() {
+    this.draw();
+    keepAddress();
+    if ($("prompt").value) run();
+    else if (this.clamps.size) { say("write a prompt to see what this changes"); $("prompt").focus(); }
+  },
+
+  learn(units) {
+    Object.assign(this.units, units);
+    this.draw();
+  },
+
+  take(asked) {
+    this.mode = asked.get("mode") in MODES ? asked.get("mode") : "set";
+    this.positions = asked.get("at") in PLACES ? asked.get("at") : "all";
+    for (const one of (asked.get("clamp") ?? "").split(",").slice(0, 32)) {
+      const [, neuron, dose] = one.match(/^(L\d{1,4}N\d{1,7}):(-?\d{1,4}(?:\.\d{1,6})?)$/) ?? [];
+      if (neuron) this.clamps.set(neuron, { dose: Number(dose), label: "" });
+    }
+    this.draw();
+  },
+
+  draw() {
+    $("tray").hidden = !this.clamps.size;
+    const choice = (name, names, what) => el("label", {}, what, " ", fillSelect(el("select", {
+      id: `tray-${name}`, onchange: (event) => { this[name] = event.target.value; this.changed(); },
+    }), names, this[name]));
+    $("tray").replaceChildren(
+      el("div", { class: "tray-head" }, el("h3", {}, "clamped"), choice("mode", MODES, ""), choice("positions", PLACES, ""),
+        el("button", { class: "quiet", onclick: copyLink }, "Copy link"),
+        el("button", { class: "quiet", onclick: () => { this.clamps.clear(); this.changed(); } }, "Clear")),
+      el("ol", {}, ...[...this.clamps].map(([neuron, clamp]) => this.row(neuron, clamp))));
+  },
+
+  row(neuron, clamp) {
+    const told = el("span", { class: "number" }, this.told(neuron, clamp.dose));
+    const slider = el("input", {
+      type: "range", min: -MOST_DOSE, max: MOST_DOSE, step: 0.25, value: clamp.dose, "aria-label": `Dose of ${neuron}`,
+      oninput: () => { clamp.dose = Number(slider.value); told.textContent = this.told(neuron, clamp.dose); },
+      onchange: () => this.changed(),
+    });
+    const node = el("li", { "data-neuron": neuron },
+      el("button", { class: "plain name", title: "Open the neuron", onclick: () => openNamed(neuron) }, neuron),
+      clamp.label ? token(clamp.label) : el("span", {}),
+      el("span", { class: "slider" }, this.mark(neuron), slider), told,
+      el("button", { class: "close", "aria-label": `Take ${neuron} out`, onclick: () => this.remove(neuron) }, "×"));
+    return node;
+  },
+
+  told(neuron, dose) {
+    if (this.mode === "multiply") return `× ${fixed(dose)}`;
+    const unit = this.units[neuron];
+    return `${signed(dose)} max${unit ? ` = ${(dose * unit).toPrecision(3)}` : ""}`.replace("-", "−");
+  },
+
+  /** Where on the slider the clamp shows and the text still reads. */
+  mark(neuron) {
+    const window = this.windows.get(neuron);
+    if (!window || window.low === null || window.high === null || window.low > window.high) return null;
+    const place = (dose) => (100 * (Math.max(-MOST_DOSE, Math.min(MOST_DOSE, dose)) + MOST_DOSE)) / (2 * MOST_DOSE);
+    const [from, to] = [window.sign * window.low, window.sign * window.high].sort((a, b) => a - b).map(place);
+    const node = el("span", { class: "window", title: `dose window: ${fixed(window.low)} to ${fixed(window.high)}` });
+    node.style.left = `${from}%`;
+    node.style.width = `${Math.max(1, to - from)}%`;
+    return node;
+  },
+};
+
+function fillSelect(select, names, value) {
+  select.replaceChildren(...Object.entries(names).map(([name, text]) => el("option", { value: name }, text)));
+  select.value = value;
+  return select;
+}
+
+async function copyLink() {
+  keepAddress();
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("link copied");
+  } catch {
+    say("the link is in the address bar");
+  }
+}
+
+function openNamed(neuron) {
+  if (!page.search?.side || !NEURON.test(neuron)) return say("its map is not decoded yet");
+  const row = rowOf(page.meta, neuron);
+  if (row < 0) return say(`this map has no neuron ${neuron}`);
+  found.close();
+  showLeft();
+  openNeuron(row);
+}
