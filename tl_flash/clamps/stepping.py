@@ -69,6 +69,6 @@ def _key_value_cache(model: Any) -> Any:
     """HookedTransformer's, which changed its name in TransformerLens 3."""
     import transformer_lens
 
-    name = "TransformerLensKeyValueCache"
-    kind: Any = getattr(transformer_lens, name, None) or transformer_lens.HookedTransformerKeyValueCache
+    names = ("TransformerLensKeyValueCache", "HookedTransformerKeyValueCache")
+    (kind, *_) = (getattr(transformer_lens, name) for name in names if hasattr(transformer_lens, name))
     return kind.init_cache(model.cfg, model.W_U.device, 1)

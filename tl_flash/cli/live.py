@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def explore(
         raise ValueError(f"--texts: expected a text a line, got none in {texts}")
     given = [load_map(path) for path in maps or ()]
     if model is None:
-        loaded = demo.load("instruct", surface=surface)
+        loaded: Any = demo.load("instruct", surface=surface)
         loaded.tokenizer.chat_template = demo.CHAT_TEMPLATE
         lines = lines or demo.texts(DEMO_TEXTS)
     else:

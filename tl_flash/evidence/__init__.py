@@ -1,7 +1,7 @@
 """The evidence wing: does a label hold? Doses, matched controls, what a clamped model speaks of, checks of a lens."""
 
 from tl_flash.evidence.controls import Peers, chance_of
-from tl_flash.evidence.doses import dose_window
+from tl_flash.evidence.doses import dose_window, first_guess
 from tl_flash.evidence.fluency import Fluency
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
@@ -22,6 +22,7 @@ __all__ = [
     "check_lens",
     "clamp_sweep",
     "dose_window",
+    "first_guess",
     "mention_rate",
     "mentions",
     "validate",

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tl_flash.explore import finding, measuring, writing
-from tl_flash.explore.asked import LONGEST_CONCEPT, LONGEST_TEXT, MOST_DOSE, Fields, Refused, Writing
+from tl_flash.explore.asked import LONGEST_CONCEPT, LONGEST_TEXT, Fields, Refused, Writing
 from tl_flash.explore.guard import Guard
 from tl_flash.explore.jobs import Busy, Work
 from tl_flash.explore.page import page
@@ -41,24 +41,30 @@ def _activations(session: Session, fields: Fields) -> Work:
 
 def _dose(session: Session, fields: Fields) -> Work:
     neuron, token = fields.neuron(), fields.whole("token", 0, session.d_vocab - 1)
-    sign = 1 if fields.number("sign", 1.0) >= 0 else -1
+    sign = fields.sign()
     return lambda job: measuring.dose_curve(session, job, neuron, token, sign)
 
 
 def _window(session: Session, fields: Fields) -> Work:
     neuron, token = fields.neuron(), fields.whole("token", 0, session.d_vocab - 1)
-    sign = 1 if fields.number("sign", 1.0) >= 0 else -1
+    sign = fields.sign()
     return lambda job: measuring.window(session, job, neuron, token, sign)
 
 
 def _validate(session: Session, fields: Fields) -> Work:
     neuron, token = fields.neuron(), fields.whole("token", 0, session.d_vocab - 1)
-    dose = fields.number("dose", MOST_DOSE)
-    return lambda job: measuring.validation(session, job, neuron, token, dose)
+    sign = fields.sign()
+    return lambda job: measuring.validation(session, job, neuron, token, sign)
+
+
+def _unit(session: Session, fields: Fields) -> Work:
+    neuron = fields.neuron()
+    return lambda job: measuring.unit(session, job, neuron)
 
 
 KINDS: dict[str, Callable[[Session, Fields], Work]] = {
     "write": _write,
+    "unit": _unit,
     "find": _find,
     "activations": _activations,
     "dose": _dose,

@@ -63,9 +63,12 @@ class Fields:
             raise Refused(f"{name}: expected a whole number from {least} to {most}, got {_told(value)}")
         return value
 
-    def number(self, name: str, most: float) -> float:
-        """A number of at most this size."""
-        return _number(name, self.given.pop(name, None), most)
+    def sign(self) -> int:
+        """1 or -1."""
+        value = self.given.pop("sign", None)
+        if value not in (1, -1) or isinstance(value, bool):
+            raise Refused(f"sign: expected 1 or -1, got {_told(value)}")
+        return int(value)
 
     def truth(self, name: str) -> bool:
         """True or false; false where it is left out."""

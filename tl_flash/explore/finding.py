@@ -29,7 +29,7 @@ def find(session: Session, job: Job, concept: str, ids: Sequence[int] | None) ->
     hits = session.found.get(key)
     if hits is None:
         hits = session.found.keep(key, find_neurons(session.model, concept, tokens=ids, n=HITS))
-    job.tell("found", concept=concept, title=hits.title, tokens=_tokens(session, hits), hits=[*map(_hit, hits)])
+    job.tell("found", concept=concept, tokens=_tokens(session, hits), hits=[*map(_hit, hits)])
 
 
 def _tokens(session: Session, hits: ConceptHits) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tl_flash.clamps import NEUTRAL_PROMPTS, Prompts, activations_on, attached
-from tl_flash.evidence import clamp_sweep, dose_window, validate
+from tl_flash.evidence import DOSE, clamp_sweep, dose_window, first_guess, validate
 from tl_flash.explore.jobs import Job
 from tl_flash.explore.session import Session
 from tl_flash.names import Neuron
@@ -35,6 +35,17 @@ def passes(session: Session, job: Job, what: str) -> Iterator[None]:
 
     with attached(session.model, [("blocks.0.hook_resid_pre", see)]):
         yield
+
+
+def unit(session: Session, job: Job, neuron: Neuron) -> None:
+    """What dose 1 of a neuron is, and the first dose to try, that of a dose window's search; tells `unit`.
+
+    Raises:
+        ValueError: a neuron that does not exist, has no unit or writes nothing.
+    """
+    own = session.unit_of(neuron)
+    guess = first_guess(session.model, {neuron: own}, Prompts.of(session.model, NEUTRAL_PROMPTS[:WRITTEN]))
+    job.tell("unit", neuron=str(neuron), unit=own, guess=guess, range=session.range_of(neuron))
 
 
 def activations(session: Session, job: Job, neuron: Neuron, text: str) -> None:
@@ -78,9 +89,9 @@ def window(session: Session, job: Job, neuron: Neuron, token: int, sign: int) ->
     job.tell("window", neuron=str(neuron), sign=sign, low=found.low, high=found.high, told=repr(found), doses=doses)
 
 
-def validation(session: Session, job: Job, neuron: Neuron, token: int, dose: float) -> None:
-    """Whether the neuron raises a token more than like neurons do; tells `validated`."""
-    value = dose * session.unit_of(neuron)
+def validation(session: Session, job: Job, neuron: Neuron, token: int, sign: int) -> None:
+    """Whether the neuron, at the dose of `validate`, raises a token more than like neurons do; tells `validated`."""
+    value = sign * DOSE * session.unit_of(neuron)
     with passes(session, job, f"clamping {neuron} and controls"):
         tested = validate(
             session.model,
@@ -92,4 +103,4 @@ def validation(session: Session, job: Job, neuron: Neuron, token: int, dose: flo
         )
     (record,) = tested.to_frame().to_dict("records")
     effects = tested.control_effects[0].tolist()
-    job.tell("validated", record=contents.jsonable(record), controls=effects, dose=dose, prompts=VALIDATED)
+    job.tell("validated", record=contents.jsonable(record), controls=effects, dose=sign * DOSE, prompts=VALIDATED)

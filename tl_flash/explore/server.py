@@ -12,6 +12,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import uvicorn
+
+    from tl_flash.explore.session import Session
     from tl_flash.maps import NeuronMap
 
 EXTRA = 'pip install "tl_flash[explore]"'
@@ -60,32 +63,55 @@ def serve(
         OSError: the port is taken.
     """
     require_extra()
-    import uvicorn
-
-    from tl_flash.explore.app import app_of
     from tl_flash.explore.session import Session
 
     token = secrets.token_urlsafe(16) if token == "new" else token
     require_safe(host, token)
-    session = Session(model, maps, texts=texts)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener, closing(session):
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        own = listener.getsockname()[1]
-        app = app_of(session, hosts=hosts_of(host, own), token=token)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off"
-        )
-        config.timeout_graceful_shutdown = 1
-        address = f"http://{_shown(host)}:{own}/" + (f"?token={token}" if token else "")
+    with closing(Session(model, maps, texts=texts)) as session, closing(listening(host, port)) as listener:
+        server = server_of(session, listener, host=host, token=token)
+        address = f"http://{_shown(host)}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
         if say is not None:
             say(address)
         session.prepare()
-        listener.listen(128)
         if browser:
             webbrowser.open(address)
-        uvicorn.Server(config).run([listener])
+        server.run([listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens already, so that a browser that comes early waits.
+
+    Raises:
+        OSError: the address is taken, or none of this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{host}:{port}: {error.strerror or error}; give another --port, or 0 for a free one") from None
+    return listener
+
+
+def server_of(session: Session, listener: socket.socket, *, host: str, token: str | None) -> uvicorn.Server:
+    """The server of a session on a socket that listens."""
+    import uvicorn
+
+    from tl_flash.explore.app import app_of
+
+    app = app_of(session, hosts=hosts_of(host, listener.getsockname()[1]), token=token)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config)
 
 
 def require_safe(host: str, token: str | None) -> None:
@@ -122,4 +148,6 @@ def hosts_of(host: str, port: int) -> frozenset[str] | None:
 
 
 def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
     return f"[{host}]" if ":" in host else host

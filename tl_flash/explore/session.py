@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,13 +28,14 @@ N_TEXTS = 12
 REMEMBERED = 16
 _FIRST = ("out", "in", "gate")
 
-K, V = TypeVar("K"), TypeVar("V")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class Memory(OrderedDict[K, V]):
+class Memory(OrderedDict[Key, Value]):
     """The last few results, by what was asked."""
 
-    def keep(self, key: K, value: V) -> V:
+    def keep(self, key: Key, value: Value) -> Value:
         """Remember one, and forget the oldest of too many."""
         self[key] = value
         self.move_to_end(key)
@@ -69,7 +71,10 @@ class Session:
         for map in maps:
             _require_own(map, weights)
         self.model, self.jobs = model, Jobs()
-        self.name, self.d_vocab = weights.name, model.W_U.shape[1]
+        self.name, self.d_vocab = (
+            Path(weights.name).name if Path(weights.name).exists() else weights.name,
+            weights.d_vocab,
+        )
         self.vocab = Vocab.of_model(model, self.d_vocab)
         self.chats = bool(getattr(model.tokenizer, "chat_template", None))
         self.specials = frozenset(getattr(model.tokenizer, "all_special_ids", ()))
@@ -145,7 +150,10 @@ class Session:
                     map = flash_decode(self.model, side=side)
             told, blobs = contents.side(map)
             if not self.sides:
-                blobs |= {"vocab": contents.vocabulary(map), "meta": pack.json_blob(contents.meta(self.name, map, ()))}
+                blobs |= {
+                    "vocab": contents.vocabulary(map),
+                    "meta": pack.json_blob(contents.meta(self.name, map, (), model=self.name)),
+                }
             self.data |= blobs
             self.sides.append(told)
             self._maps.pop(side, None)

@@ -36,8 +36,8 @@ class Answer:
 def write(session: Session, job: Job, asked: Writing) -> None:
     """Continue a prompt greedily; with doses, also under their clamp, both at once.
 
-    It tells `tokens` (of stream "prompt", "plain" and "steered"), `units` (what dose 1 of each neuron is), `next` (the
-    first token's probabilities) and, of a clamp, `measures`.
+    It tells `tokens` (of stream "prompt", "plain" and "steered"), `next` (the first token's probabilities) and, of a
+    clamp, `measures`.
 
     Raises:
         ValueError: a prompt that is too long, a neuron that does not exist or has no unit, or what `clamp` refuses.
@@ -79,7 +79,6 @@ def _hooks(session: Session, job: Job, asked: Writing) -> Any:
     if not asked.doses:
         return None
     units = {neuron: session.unit_of(neuron) for neuron in asked.doses}
-    job.tell("units", units={str(neuron): unit for neuron, unit in units.items()})
     values = {n: dose if asked.mode == "multiply" else dose * units[n] for n, dose in asked.doses.items()}
     positions: Any = None if asked.positions == "all" else asked.positions
     return clamp_hooks(values, mode=asked.mode, positions=positions, model=session.model)

@@ -1,5 +1,7 @@
 // What the model writes: tokens as they come, each a button; the first token's probabilities; measures.
 
+const COMPACT = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 2 });
+
 const answers = {
   begin(steers) {
     $("answers").hidden = false;
@@ -13,7 +15,7 @@ const answers = {
 
   add({ stream, tokens }) {
     const said = $(stream === "prompt" ? "read" : stream).querySelector(".said");
-    said.append(...tokens.flatMap((one) => said_token(one)));
+    said.append(...tokens.map((one, at) => saidToken(one, stream !== "prompt" && !at && !said.firstChild)));
     if (stream === "prompt") $("read").querySelector("summary").textContent = `the prompt, ${tokens.length} tokens`;
   },
 
@@ -33,29 +35,33 @@ const answers = {
   },
 
   measure({ plain, steered, kl }) {
-    const text = ({ perplexity, distinct }) => `perplexity ${perplexity === null ? "–" : fixed(perplexity, 1)} · ${percent(distinct)} of bigrams new`;
+    const text = ({ perplexity, distinct }) => `perplexity ${perplexity === null ? "–" : COMPACT.format(perplexity)} · ${percent(distinct)} of bigrams new`;
     $("plain").querySelector(".measures").textContent = text(plain);
     $("steered").querySelector(".measures").textContent = `${text(steered)} · KL ${kl === null ? "–" : fixed(kl)} nats a token`;
     $("steered").querySelector(".measures").title = "perplexity by the model as it is; KL of the clamped model from it, after the same text";
   },
 };
 
-/** A token to read and to click; line breaks break the line. */
-function said_token(one) {
+/** A token to read and to click; a line break is seen and breaks the line. */
+function saidToken(one, first = false) {
   const odd = [...one.text].some((letter) => letter !== " " && letter !== "\n" && HIDDEN.test(letter));
-  const text = odd || !one.text ? token(one.text) : el("bdi", {}, one.text.replaceAll("\n", "↵"));
-  const node = el("button", {
-    class: `said-token${one.special ? " special" : ""}`, "aria-haspopup": "dialog",
-    onclick: () => openAlternatives(node, one), onkeydown: stepToken,
-  }, text);
-  return [node, ...Array.from(one.text.matchAll("\n"), () => el("br"))];
+  const text = first ? one.text.trimStart() || one.text : one.text;
+  const node = el("span", {
+    class: `said-token${one.special ? " special" : ""}`, role: "button", tabindex: 0, "aria-haspopup": "dialog",
+    onclick: () => openAlternatives(node, one), onkeydown: (event) => onToken(event, node),
+  }, odd || !text ? token(one.text) : el("bdi", {}, text.replaceAll("\n", "↵\n")));
+  return node;
 }
 
-function stepToken(event) {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!by) return;
-  const all = [...event.currentTarget.parentNode.querySelectorAll("button")];
-  all[all.indexOf(event.currentTarget) + by]?.focus();
+function onToken(event, node) {
+  const act = {
+    ArrowLeft: () => node.previousSibling?.focus(), ArrowRight: () => node.nextSibling?.focus(),
+    Enter: () => node.click(), " ": () => node.click(),
+  }[event.key];
+  if (!act) return;
+  event.preventDefault();
+  event.stopPropagation();
+  act();
 }
 
 function openAlternatives(node, one) {

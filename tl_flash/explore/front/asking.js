@@ -1,6 +1,5 @@
 // A prompt, and the job that continues it, with what the tray holds clamped.
 
-const DOSE = 5; // multiples of a neuron's largest activation, as a validation takes
 const asking = { job: null, number: 0 };
 
 async function run() {
@@ -22,7 +21,6 @@ async function run() {
     started: current(() => say("reading the prompt …")),
     progress: current((event) => say(progressText(event))),
     lost: current(() => say("the connection is lost; trying again …")),
-    units: current(({ units }) => tray.learn(units)),
     next: current((event) => answers.next(event)),
     tokens: current((event) => { say("writing …"); answers.add(event); }),
     measures: current((event) => answers.measure(event)),

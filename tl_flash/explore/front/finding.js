@@ -59,8 +59,8 @@ function tableOf({ hits }) {
       el("td", { class: "number" }, signed(hit.z)), el("td", { class: "number" }, signed(hit.write_z)),
       el("td", { class: `number ${hit.q_value <= 0.05 ? "good" : "muted"}` }, hit.q_value === null ? "–" : hit.q_value.toPrecision(2)),
       el("td", {}, hit.neuron.includes("E") ? null : el("button", {
-        class: "steer", title: `Raise the concept: set it to ${signed(hit.sign * DOSE, 0)} times its largest activation`,
-        onclick: () => { showRight(); tray.add(hit.neuron, hit.sign * DOSE, hit.token); },
+        class: "steer", title: "Clamp it so that the concept is raised",
+        onclick: () => { showRight(); tray.add(hit.neuron, hit.sign, hit.token); },
       }, "Steer"))))));
 }
 

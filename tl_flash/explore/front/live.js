@@ -5,20 +5,25 @@ const started = { told: null, wanted: null };
 const isNarrow = () => matchMedia("(max-width: 900px)").matches;
 
 /** On a phone one half is seen at a time. */
-function showLeft() { document.body.dataset.half = "left"; }
-function showRight() { document.body.dataset.half = "right"; if (isNarrow() && page.search?.side) openNeuron(-1); }
+function showHalf(half) {
+  document.body.dataset.half = half;
+  $("switch-half").textContent = half === "left" ? "Ask" : "Neurons";
+}
+const showLeft = () => showHalf("left"), showRight = () => showHalf("right");
 
 async function open() {
   document.body.classList.add("live");
-  document.body.dataset.half = isNarrow() ? "right" : "left";
   document.querySelector("h1").textContent = document.title;
-  $("open-figures").replaceWith(
-    el("button", { id: "switch-half", onclick: () => (document.body.dataset.half === "left" ? showRight() : showLeft()) }, "⇄"), $("open-figures"));
+  $("open-figures").before(el("button", {
+    id: "switch-half", onclick: () => showHalf(document.body.dataset.half === "left" ? "right" : "left"),
+  }));
+  showHalf("right");
   const answer = await fetch("/api/session");
   const told = await answer.json();
   $("chats").hidden = !told.chats;
   $("chat").checked = told.chats;
   listenLive();
+  $("read").open = !isNarrow();
   openPath(told.chats);
   started.wanted = new URLSearchParams(location.hash.slice(1)).get("side");
   if (takeAddress()) run();

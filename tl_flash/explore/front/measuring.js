@@ -12,19 +12,21 @@ function headline(search, row) {
   return { id, text: search.names[id], sign: writes };
 }
 
+live.head = (search, row) => {
+  if (search.meta.n_experts) return [];
+  const neuron = nameOf(search.meta, row), label = headline(search, row);
+  const steer = (sign) => { showRight(); tray.add(neuron, sign * label.sign, label.text); };
+  return [el("section", { class: "steering" },
+    el("button", { class: "primary", id: "steer", onclick: () => steer(1) }, "Steer towards ", token(label.text)),
+    el("button", { id: "steer-away", onclick: () => steer(-1) }, "away"))];
+};
+
 live.panel = (search, row) => {
   if (search.meta.n_experts) return [];
   const neuron = nameOf(search.meta, row), label = headline(search, row);
   const key = `${neuron}#${label.id}`;
   if (!measured.has(key)) measured.set(key, {});
-  const steer = (sign) => { showRight(); tray.add(neuron, sign * label.sign * DOSE, label.text); };
-  return [
-    el("section", { class: "steering" },
-      el("button", { class: "primary", id: "steer", onclick: () => steer(1) }, "Steer towards ", token(label.text)),
-      el("button", { id: "steer-away", onclick: () => steer(-1) }, "away")),
-    shadeSection(neuron),
-    testSection(neuron, label, measured.get(key)),
-  ];
+  return [shadeSection(neuron), testSection(neuron, label, measured.get(key))];
 };
 
 function shadeSection(neuron) {
@@ -47,13 +49,14 @@ function shadeSection(neuron) {
 
 function drawShaded(result, { tokens, range }) {
   const most = Math.max(range.abs_max, 1e-9);
-  const nodes = tokens.flatMap((one) => {
+  const nodes = tokens.map((one) => {
+    if (one.special) return el("span", { class: "special" }, token(one.text));
     const share = Math.min(1, Math.abs(one.value) / most);
-    const node = said_token(one)[0];
-    const shown = el("span", { class: "shade", title: `${one.value.toPrecision(3)}, ${percent(share)} of its largest on other texts` }, ...node.childNodes);
+    const shown = el("span", { class: "shade", title: `${one.value.toPrecision(3)}, ${percent(share)} of its largest on other texts` },
+      ...saidToken(one).childNodes);
     shown.style.setProperty("--share", `${Math.round(75 * share)}%`);
     shown.dataset.sign = one.value < 0 ? "minus" : "plus";
-    return [shown, ...Array.from(one.text.matchAll("\n"), () => el("br"))];
+    return shown;
   });
   result.replaceChildren(el("p", {}, ...nodes), el("p", { class: "muted" },
     `on the texts measured: ${range.min.toPrecision(3)} to ${range.max.toPrecision(3)}, mean ${range.mean.toPrecision(3)}`.replaceAll("-", "−")));
@@ -88,7 +91,7 @@ function testSection(neuron, label, kept) {
     el("div", { class: "buttons" },
       el("button", { id: "dose", onclick: () => start("dose", { sign: label.sign }) }, "Dose curve"),
       el("button", { id: "window", onclick: () => start("window", { sign: label.sign }) }, "Dose window"),
-      el("button", { id: "validate", onclick: () => start("validate", { dose: label.sign * DOSE }) }, "Against controls"), cancel),
+      el("button", { id: "validate", onclick: () => start("validate", { sign: label.sign }) }, "Against controls"), cancel),
     status, results);
 }
 

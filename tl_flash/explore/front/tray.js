@@ -2,11 +2,11 @@
 
 const MODES = { set: "set to", add: "add", multiply: "multiply by", floor: "at least", ceil: "at most" };
 const PLACES = { all: "everywhere", prompt: "in the prompt", generated: "in what is generated", last: "where a token is chosen" };
-const MOST_DOSE = 10;
+const LEAST_SPAN = 10; // doses that a slider reaches at least, on both sides
 
 const tray = {
   clamps: new Map(), // neuron -> { dose, label }
-  units: {}, // neuron -> its largest activation
+  units: new Map(), // neuron -> { unit, guess }: its largest activation, and the first dose to try
   windows: new Map(), // neuron -> { sign, low, high }
   mode: "set",
   positions: "all",
@@ -15,9 +15,26 @@ const tray = {
     return Object.fromEntries([...this.clamps].map(([neuron, { dose }]) => [neuron, dose]));
   },
 
-  add(neuron, dose, label = "") {
-    this.clamps.set(neuron, { dose, label });
+  /** Put a neuron in, at the first dose to try with this sign. */
+  async add(neuron, sign, label = "") {
+    say(`measuring the range of ${neuron} …`);
+    if (!await this.learn(neuron)) return;
+    const { guess } = this.units.get(neuron);
+    this.clamps.set(neuron, { dose: sign * Math.max(0.25, Math.round(4 * guess) / 4), label });
     this.changed();
+  },
+
+  /** What dose 1 of a neuron is; whether that could be measured. */
+  async learn(neuron) {
+    if (this.units.has(neuron)) return true;
+    return new Promise((resolve) => startJob("unit", { neuron }, {
+      waiting: (ahead) => say(`${ahead} before it`),
+      progress: (event) => say(progressText(event)),
+      unit: (event) => { this.units.set(neuron, event); this.draw(); },
+      done: () => resolve(true),
+      cancelled: () => resolve(false),
+      failed: ({ why }) => { complain(why); resolve(false); },
+    }));
   },
 
   remove(neuron) {
@@ -33,11 +50,6 @@ const tray = {
     else if (this.clamps.size) { say("write a prompt to see what this changes"); $("prompt").focus(); }
   },
 
-  learn(units) {
-    Object.assign(this.units, units);
-    this.draw();
-  },
-
   take(asked) {
     this.mode = asked.get("mode") in MODES ? asked.get("mode") : "set";
     this.positions = asked.get("at") in PLACES ? asked.get("at") : "all";
@@ -45,6 +57,7 @@ const tray = {
       const [, neuron, dose] = one.match(/^(L\d{1,4}N\d{1,7}):(-?\d{1,4}(?:\.\d{1,6})?)$/) ?? [];
       if (neuron) this.clamps.set(neuron, { dose: Number(dose), label: "" });
     }
+    for (const neuron of this.clamps.keys()) this.learn(neuron);
     this.draw();
   },
 
@@ -60,10 +73,16 @@ const tray = {
       el("ol", {}, ...[...this.clamps].map(([neuron, clamp]) => this.row(neuron, clamp))));
   },
 
+  /** How far a neuron's slider goes. */
+  span(neuron) {
+    const { dose } = this.clamps.get(neuron);
+    return Math.max(LEAST_SPAN, Math.ceil(Math.abs(dose)), Math.ceil(2 * (this.units.get(neuron)?.guess ?? 0)));
+  },
+
   row(neuron, clamp) {
     const told = el("span", { class: "number" }, this.told(neuron, clamp.dose));
     const slider = el("input", {
-      type: "range", min: -MOST_DOSE, max: MOST_DOSE, step: 0.25, value: clamp.dose, "aria-label": `Dose of ${neuron}`,
+      type: "range", min: -this.span(neuron), max: this.span(neuron), step: 0.25, value: clamp.dose, "aria-label": `Dose of ${neuron}`,
       oninput: () => { clamp.dose = Number(slider.value); told.textContent = this.told(neuron, clamp.dose); },
       onchange: () => this.changed(),
     });
@@ -77,15 +96,16 @@ const tray = {
 
   told(neuron, dose) {
     if (this.mode === "multiply") return `× ${fixed(dose)}`;
-    const unit = this.units[neuron];
-    return `${signed(dose)} max${unit ? ` = ${(dose * unit).toPrecision(3)}` : ""}`.replace("-", "−");
+    const known = this.units.get(neuron);
+    return `${fixed(dose)} × max${known ? ` = ${(dose * known.unit).toPrecision(3)}` : ""}`.replace("-", "−");
   },
 
   /** Where on the slider the clamp shows and the text still reads. */
   mark(neuron) {
     const window = this.windows.get(neuron);
     if (!window || window.low === null || window.high === null || window.low > window.high) return null;
-    const place = (dose) => (100 * (Math.max(-MOST_DOSE, Math.min(MOST_DOSE, dose)) + MOST_DOSE)) / (2 * MOST_DOSE);
+    const most = this.span(neuron);
+    const place = (dose) => (100 * (Math.max(-most, Math.min(most, dose)) + most)) / (2 * most);
     const [from, to] = [window.sign * window.low, window.sign * window.high].sort((a, b) => a - b).map(place);
     const node = el("span", { class: "window", title: `dose window: ${fixed(window.low)} to ${fixed(window.high)}` });
     node.style.left = `${from}%`;

@@ -9,8 +9,8 @@ const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
 
-/** What a live explorer adds to a neuron's panel, and to the address. */
-const live = { panel: () => [], address: () => ({}) };
+/** What a live explorer adds to the head and the end of a neuron's panel, and to the address. */
+const live = { head: () => [], panel: () => [], address: () => ({}) };
 const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
 async function start(given) {
@@ -156,7 +156,7 @@ function openNeuron(row) {
   panel.hidden = row < 0;
   if (row >= 0) {
     panel.setAttribute("aria-label", `Neuron ${nameOf(page.meta, row)}`);
-    panel.replaceChildren(...panelOf(page.search, row, { close: () => openNeuron(-1), find, more: live.panel }));
+    panel.replaceChildren(...panelOf(page.search, row, { close: () => openNeuron(-1), find }));
     panel.scrollTop = 0;
   }
   drawHead();
