@@ -18,12 +18,17 @@ OVER = ("done", "failed", "cancelled")
 class Explorer:
     """A session that is served, and what a page would ask of it."""
 
-    def __init__(self, session, address):
-        self.session, self.address = session, address
+    def __init__(self, session, server, address):
+        self.session, self.server, self.address = session, server, address
         self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
 
     def post(self, path, asked=None, **options):
         return self.http.post(path, json={} if asked is None else asked, **options)
+
+    def cut(self):
+        """Break every connection that is open."""
+        for connection in list(self.server.server_state.connections):
+            connection.loop.call_soon_threadsafe(connection.transport.abort)
 
     def start(self, kind, **asked):
         answer = self.post(f"/api/{kind}", asked)
@@ -62,7 +67,7 @@ def serving(model, maps=(), *, texts=None, token=None, prepare=True):
         thread.start()
         if prepare:
             session.prepare()
-        explorer = Explorer(session, f"http://{HOST}:{listener.getsockname()[1]}")
+        explorer = Explorer(session, server, f"http://{HOST}:{listener.getsockname()[1]}")
         assert hosts_of(HOST, listener.getsockname()[1])
         try:
             yield explorer

@@ -199,8 +199,10 @@ def test_200_large_bodies_at_once_are_all_refused(explorer):
     def ask(at):
         http = HTTPConnection(explorer.address.removeprefix("http://"), timeout=120)
         http.request("POST", "/api/write", body, {"Content-Type": "application/json"})
-        answer = http.getresponse()
-        return answer.status, b"at most" in answer.read()
+        with http.getresponse() as answer:
+            told = answer.status, b"at most" in answer.read()
+        http.close()
+        return told
 
     with ThreadPoolExecutor(50) as many:
         assert list(many.map(ask, range(200))) == [(413, True)] * 200

@@ -1,6 +1,6 @@
 // The live page: opens at once, and the list when the first side of the map is decoded.
 
-const started = { told: null, wanted: null };
+const started = { wanted: null };
 
 const isNarrow = () => matchMedia("(max-width: 900px)").matches;
 
@@ -33,9 +33,9 @@ async function open() {
 
 /** Take what is decoded, and look again until all of it is. */
 async function sidesFrom(told) {
+  if (!page.meta && told.sides.length) await start({ ...JSON.parse(await textOf("meta")), sides: [...told.sides] });
   for (const side of told.sides) {
-    if (!page.meta) await begin(side);
-    else if (!page.meta.sides.some((one) => one.side === side.side)) await addSide(side);
+    if (!page.meta.sides.some((one) => one.side === side.side)) await addSide(side);
   }
   const { decoding, trouble } = told;
   const done = decoding?.total ? ` ${Math.round((100 * decoding.done) / decoding.total)}%` : "";
@@ -53,17 +53,12 @@ async function sidesFrom(told) {
   }, 700);
 }
 
-/** Start the explorer with its first side. */
-async function begin(side) {
-  const meta = JSON.parse(await textOf("meta"));
-  await start({ ...meta, sides: [side] });
-}
-
 async function addSide(side) {
   page.meta.sides.push(side);
   $("sides").hidden = false;
   drawSides(page.search.side.side);
   if (started.wanted === side.side) await openSide(side.side, page.open);
+  remember();
 }
 
 function listenLive() {

@@ -51,8 +51,8 @@ const tray = {
   },
 
   take(asked) {
-    this.mode = asked.get("mode") in MODES ? asked.get("mode") : "set";
-    this.positions = asked.get("at") in PLACES ? asked.get("at") : "all";
+    this.mode = Object.hasOwn(MODES, asked.get("mode")) ? asked.get("mode") : "set";
+    this.positions = Object.hasOwn(PLACES, asked.get("at")) ? asked.get("at") : "all";
     for (const one of (asked.get("clamp") ?? "").split(",").slice(0, 32)) {
       const [, neuron, dose] = one.match(/^(L\d{1,4}N\d{1,7}):(-?\d{1,4}(?:\.\d{1,6})?)$/) ?? [];
       if (neuron) this.clamps.set(neuron, { dose: Number(dose), label: "" });
