@@ -7,7 +7,7 @@ NEWEST := .venv-newest
 BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install browser models demo test test-tl2 test-tl4 test-newest lint bench figures clean
+.PHONY: install browser models demo explore test test-tl2 test-tl4 test-newest lint bench figures clean
 
 install: $(VENV)/.done
 
@@ -52,6 +52,10 @@ models: install
 
 demo: install
 	$(VENV)/bin/tl-flash demo
+
+# The live explorer of the embedded model, in a browser; Ctrl-C stops it.
+explore: install
+	$(VENV)/bin/tl-flash explore
 
 test: install test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)

@@ -28,9 +28,9 @@ class Stepper:
         >>> from tl_flash.clamps import Stepper
         >>> tokens = model.to_tokens("the dog")[0]
         >>> stepper = Stepper(model)
-        >>> stepper.read(tokens).shape == (len(tokens), model.cfg.d_vocab)
+        >>> stepper.read(tokens).shape == (len(tokens), model.W_U.shape[1])
         True
-        >>> stepper.read(tokens[:1]).shape == (1, model.cfg.d_vocab)
+        >>> stepper.read(tokens[:1]).shape == (1, model.W_U.shape[1])
         True
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -74,7 +75,7 @@ def serve(
             say(address)
         session.prepare()
         if browser:
-            webbrowser.open(address)
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # it may wait for an answer
         server.run([listener])
 
 

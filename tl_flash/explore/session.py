@@ -20,7 +20,6 @@ from tl_flash.maps import NeuronMap
 from tl_flash.names import Neuron
 from tl_flash.progress import watching
 from tl_flash.show.report import contents, given, pack
-from tl_flash.vocab import Vocab
 from tl_flash.weights import MLPWeights, read
 
 N_TEXTS = 12
@@ -75,7 +74,7 @@ class Session:
             Path(weights.name).name if Path(weights.name).exists() else weights.name,
             weights.d_vocab,
         )
-        self.vocab = Vocab.of_model(model, self.d_vocab)
+        self.vocab = weights.vocab
         self.chats = bool(getattr(model.tokenizer, "chat_template", None))
         self.specials = frozenset(getattr(model.tokenizer, "all_special_ids", ()))
         self._texts = Prompts.of(model, own_texts(model).rows[:N_TEXTS] if texts is None else texts)

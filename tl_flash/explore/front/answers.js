@@ -35,6 +35,8 @@ const answers = {
   },
 
   measure({ plain, steered, kl }) {
+    const before = new Set([...document.querySelectorAll("#plain .said-token")].map((node) => node.dataset.id));
+    for (const node of document.querySelectorAll("#steered .said-token")) node.classList.toggle("new", !before.has(node.dataset.id));
     const text = ({ perplexity, distinct }) => `perplexity ${perplexity === null ? "–" : COMPACT.format(perplexity)} · ${percent(distinct)} of bigrams new`;
     $("plain").querySelector(".measures").textContent = text(plain);
     $("steered").querySelector(".measures").textContent = `${text(steered)} · KL ${kl === null ? "–" : fixed(kl)} nats a token`;
@@ -47,7 +49,7 @@ function saidToken(one, first = false) {
   const odd = [...one.text].some((letter) => letter !== " " && letter !== "\n" && HIDDEN.test(letter));
   const text = first ? one.text.trimStart() || one.text : one.text;
   const node = el("span", {
-    class: `said-token${one.special ? " special" : ""}`, role: "button", tabindex: 0, "aria-haspopup": "dialog",
+    class: `said-token${one.special ? " special" : ""}`, role: "button", tabindex: 0, "data-id": one.id, "aria-haspopup": "dialog",
     onclick: () => openAlternatives(node, one), onkeydown: (event) => onToken(event, node),
   }, odd || !text ? token(one.text) : el("bdi", {}, text.replaceAll("\n", "↵\n")));
   return node;

@@ -34,6 +34,7 @@ async function open() {
 /** Take what is decoded, and look again until all of it is. */
 async function sidesFrom(told) {
   if (!page.meta && told.sides.length) await start({ ...JSON.parse(await textOf("meta")), sides: [...told.sides] });
+  tray.draw();
   for (const side of told.sides) {
     if (!page.meta.sides.some((one) => one.side === side.side)) await addSide(side);
   }

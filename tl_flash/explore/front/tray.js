@@ -80,6 +80,7 @@ const tray = {
   },
 
   row(neuron, clamp) {
+    const label = clamp.label || labelOf(neuron);
     const told = el("span", { class: "number" }, this.told(neuron, clamp.dose));
     const slider = el("input", {
       type: "range", min: -this.span(neuron), max: this.span(neuron), step: 0.25, value: clamp.dose, "aria-label": `Dose of ${neuron}`,
@@ -88,7 +89,7 @@ const tray = {
     });
     const node = el("li", { "data-neuron": neuron },
       el("button", { class: "plain name", title: "Open the neuron", onclick: () => openNamed(neuron) }, neuron),
-      clamp.label ? token(clamp.label) : el("span", {}),
+      label ? token(label) : el("span", {}),
       el("span", { class: "slider" }, this.mark(neuron), slider), told,
       el("button", { class: "close", "aria-label": `Take ${neuron} out`, onclick: () => this.remove(neuron) }, "×"));
     return node;
@@ -113,6 +114,12 @@ const tray = {
     return node;
   },
 };
+
+/** What the map says that a neuron stands for; nothing while there is none. */
+function labelOf(neuron) {
+  const row = page.search?.side ? rowOf(page.meta, neuron) : -1;
+  return row < 0 ? "" : headline(page.search, row).text;
+}
 
 function fillSelect(select, names, value) {
   select.replaceChildren(...Object.entries(names).map(([name, text]) => el("option", { value: name }, text)));
