@@ -61,8 +61,8 @@ test: install test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)
 
 # Only what touches TransformerLens differs between its versions.
-TL_TESTS := models checkpoint gguf surfaces clamp alone activations prompts generation experiments validation lens lens_check \
-	mean_field exact_lens mixed_lens published_lenses trained_lenses troubles dose_window find demo cli
+TL_TESTS := models checkpoint gguf surfaces clamp alone stepping activations prompts generation experiments validation \
+	lens lens_check mean_field exact_lens mixed_lens published_lenses trained_lenses troubles dose_window find explore demo cli
 TL_FILES := $(addprefix tests/test_,$(addsuffix .py,$(TL_TESTS)))
 test-tl2: $(TL2)/.done
 	$(TL2)/bin/pytest $(BOTH_CORES) $(TL_FILES)

@@ -1,14 +1,15 @@
 """The live explorer in a real browser: how long its user waits, from the loaded model on.
 
-    python -m benchmarks.live [FOLDER] [--map MAP ...] [--rounds 5]
+    python -m benchmarks.live [FOLDER] [--map MAP ...] [--side SIDE ...] [--rounds 5]
 
 FOLDER is a model's, by default that of SmolLM2-135M-Instruct, which `make models` fetches. Sides without a map are
-decoded meanwhile, as `tl-flash explore` does; give all three to measure without that.
+decoded meanwhile, as `tl-flash explore` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -53,16 +54,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=real_models.SMOLLM2.folder)
     parser.add_argument("--map", type=Path, action="append", default=[])
+    parser.add_argument("--side", action="append")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     start = time.perf_counter()
     model = load_model(given.folder, surface=None)
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"model loaded in {time.perf_counter() - start:.1f} s", flush=True)
     maps = [NeuronMap.load(path) for path in given.map]
     with chromium() as browser:
         browser.get("about:blank")
         start = time.perf_counter()
-        with serving(model, maps) as explorer:
+        with serving(model, maps, sides=given.side) as explorer:
             browser.get(f"{explorer.address}/")
             until(browser, "document.body.dataset.open")
             print(f"page open, from the loaded model on: {time.perf_counter() - start:.2f} s", flush=True)

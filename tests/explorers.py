@@ -60,8 +60,8 @@ class Explorer:
 
 
 @contextmanager
-def serving(model, maps=(), *, texts=None, token=None, prepare=True):
-    with closing(Session(model, maps, texts=texts)) as session, closing(listening(HOST, 0)) as listener:
+def serving(model, maps=(), *, sides=None, texts=None, token=None, prepare=True):
+    with closing(Session(model, maps, sides=sides, texts=texts)) as session, closing(listening(HOST, 0)) as listener:
         server = server_of(session, listener, host=HOST, token=token)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

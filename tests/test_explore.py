@@ -1,6 +1,7 @@
 """The live explorer's server: what it answers is what the package's functions give."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -267,16 +268,18 @@ def test_jobs_wait_for_one_another_and_too_many_are_refused():
     jobs.close()
 
 
-def test_a_job_that_breaks_says_so_and_the_next_one_runs():
+def test_a_job_that_breaks_says_so_and_the_next_one_runs(caplog):
     jobs = Jobs()
 
     def breaks(job):
         raise IndexError("out of range")
 
+    caplog.set_level(logging.ERROR)
     broken, fine = jobs.start("a", breaks), jobs.start("b", lambda job: None)
     while not fine.over:
         time.sleep(0.01)
     assert broken.events[-1] == {"type": "failed", "why": "out of range"} and fine.events[-1] == {"type": "done"}
+    assert "IndexError" in caplog.text, "a fault is seen in the terminal"
     jobs.close()
 
 
@@ -290,6 +293,16 @@ def test_what_no_map_is_given_for_is_decoded(model, maps):
         assert [side["side"] for side in told["sides"]] == ["in", "out", "gate"] and told["trouble"] is None
         names = {name for side in told["sides"] for name in (f"{side['side']}.pos.ids.0", f"{side['side']}.kurtosis.0")}
         assert all(explorer.http.get(f"/data/{name}").status_code == 200 for name in (*names, "vocab", "meta"))
+
+
+def test_only_the_sides_asked_for_are_decoded(model, maps):
+    session = Session(model, maps[:1], sides=["in"], texts=TEXTS)
+    session.prepare()
+    session._made.result(60)
+    assert [side["side"] for side in session.sides] == ["out", "in"]
+    session.close()
+    with pytest.raises(ValueError, match="side"):
+        Session(model, sides=["up"], texts=TEXTS)
 
 
 def test_decoding_waits_while_a_job_runs_and_ends_with_the_session(model):
@@ -343,7 +356,7 @@ def test_the_command_refuses_a_map_for_a_model_and_a_port_that_is_taken(tmp_path
         explore.serve(model, port=taken.getsockname()[1], browser=False, texts=TEXTS)
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGHUP])
 def test_the_command_serves_until_it_is_stopped(signal_):
     command = [sys.executable, "-W", "ignore", "-m", "tl_flash", "explore", "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as served:
@@ -357,6 +370,9 @@ def test_the_command_serves_until_it_is_stopped(signal_):
             assert told["model"] == "instruct" and told["chats"]
             served.send_signal(signal_)
             served.wait(20)
+            if signal_ == signal.SIGINT:
+                assert served.returncode == 0 and "stopped" in served.stdout.read()
+                assert "Traceback" not in served.stderr.read()
         finally:
             served.kill()
 

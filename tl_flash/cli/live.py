@@ -26,6 +26,9 @@ def explore(
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen; 0 for a free one.", min=0, max=65535)] = 0,
     token: Annotated[str | None, typer.Option(help='What whoever opens the page has to know; "new" makes one.')] = None,
+    side: Annotated[
+        list[str] | None, typer.Option(help="A side to decode, in, gate or out; give it again. By default all.")
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="A text file, a text a line, to measure neurons' ranges on.")
     ] = None,
@@ -57,13 +60,17 @@ def explore(
         lines = lines or demo.texts(DEMO_TEXTS)
     else:
         loaded = load_model(model, surface=surface)
-    serve(
-        loaded,
-        given,
-        host=host,
-        port=port,
-        token=token,
-        texts=lines,
-        browser=browser,
-        say=lambda address: typer.echo(f"the live explorer is at {address} (Ctrl-C stops it)"),
-    )
+    try:
+        serve(
+            loaded,
+            given,
+            host=host,
+            port=port,
+            token=token,
+            sides=side,
+            texts=lines,
+            browser=browser,
+            say=lambda address: typer.echo(f"the live explorer is at {address} (Ctrl-C stops it)"),
+        )
+    except KeyboardInterrupt:
+        typer.echo("stopped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ WAITING, KEPT = 16, 64
 _PAUSE = 0.2
 """Seconds between two tellings of progress."""
 
+_log = logging.getLogger(__name__)
 Work = Callable[["Job"], None]
 
 
@@ -98,6 +100,8 @@ class Job:
         elif isinstance(trouble, Cancelled | CancelledError):
             self._last("cancelled")
         else:
+            if not isinstance(trouble, ValueError | TypeError | KeyError | RuntimeError):
+                _log.error("job %s", self.id, exc_info=trouble)  # no refusal, but a fault
             message = trouble.args[0] if isinstance(trouble, KeyError) else trouble
             self._last("failed", why=f"{message}" or type(trouble).__name__)
 

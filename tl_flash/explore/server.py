@@ -39,6 +39,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     token: str | None = None,
+    sides: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     browser: bool = True,
     say: Callable[[str], None] | None = None,
@@ -53,6 +54,7 @@ def serve(
         host: where to listen; another than this machine's loopback address only with a token.
         port: where to listen; 0 for a free one.
         token: what whoever opens the page has to know; "new" makes one.
+        sides: those to decode beside the maps given; by default all others.
         texts: on which neurons' ranges, the units of doses, are measured; by default some of the package's own.
         browser: open the page in a browser.
         say: told the address.
@@ -68,7 +70,7 @@ def serve(
 
     token = secrets.token_urlsafe(16) if token == "new" else token
     require_safe(host, token)
-    with closing(Session(model, maps, texts=texts)) as session, closing(listening(host, port)) as listener:
+    with closing(Session(model, maps, sides=sides, texts=texts)) as session, closing(listening(host, port)) as listener:
         server = server_of(session, listener, host=host, token=token)
         address = f"http://{_shown(host)}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
         if say is not None:

@@ -20,7 +20,7 @@ from tl_flash.maps import NeuronMap
 from tl_flash.names import Neuron
 from tl_flash.progress import watching
 from tl_flash.show.report import contents, given, pack
-from tl_flash.weights import MLPWeights, read
+from tl_flash.weights import MLPWeights, read, require_side
 
 N_TEXTS = 12
 """Of the package's texts, on which a neuron's range is measured unless others are given."""
@@ -51,15 +51,23 @@ class Session:
 
     Args:
         model: a HookedTransformer or a TransformerBridge with a tokenizer.
-        maps: sides of it that are decoded already; the others are decoded.
+        maps: sides of it that are decoded already.
+        sides: those to decode beside them; by default all others.
         texts: on which neurons' ranges are measured; by default some of the package's own.
 
     Raises:
         TypeError: no such model, or maps that are none.
-        ValueError: a model without a tokenizer, maps of another model, or no text.
+        ValueError: a model without a tokenizer, maps of another model, a side that it has not, or no text.
     """
 
-    def __init__(self, model: Any, maps: Sequence[NeuronMap] = (), *, texts: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        maps: Sequence[NeuronMap] = (),
+        *,
+        sides: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> None:
         require_hooks(model)
         if getattr(model, "tokenizer", None) is None:
             raise ValueError("model: it has no tokenizer, so nothing can be asked of it; set model.tokenizer")
@@ -88,7 +96,10 @@ class Session:
         self.decoding: dict[str, Any] | None = None
         self._closed = False
         self._maps = {map.side: map for map in maps}
-        self._order = [*self._maps, *(side for side in _FIRST if side in weights.sides and side not in self._maps)]
+        for side in sides or ():
+            require_side(side, weights.sides)
+        wanted = [side for side in _FIRST if side in weights.sides] if sides is None else sides
+        self._order = list(dict.fromkeys([*self._maps, *wanted]))
         self._thread = ThreadPoolExecutor(1, "maps")
         self._made: Future[None] | None = None
 
