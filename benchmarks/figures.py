@@ -96,7 +96,7 @@ def live_screenshots(folder: Path) -> None:
     with serving(model, [flash_decode(model, side=side) for side in SIDES], texts=demo.texts(60)) as explorer:
         hits = explorer.told("find", "found", concept="dog")["hits"]
         best = min((hit for hit in hits if hit["side"] == "out"), key=lambda hit: hit["q_value"])["neuron"]
-        dose = explorer.told("unit", "unit", neuron=best)["guess"]
+        dose = max(0.25, explorer.told("unit", "unit", neuron=best)["first"])
         asked = {"ask": "What is your favourite animal?", "chat": 1, "n": 40, "clamp": f"{best}:{dose:.2f}", "q": "dog"}
         for name, width, height, dark in SHOTS:
             with chromium(width, height, dark) as browser:

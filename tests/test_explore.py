@@ -177,7 +177,7 @@ def test_tests_of_a_neuron_are_the_packages(explorer, model, unit):
 
 def test_the_first_dose_to_try(explorer, unit):
     told = explorer.told("unit", "unit", neuron=NEURON)
-    assert told["unit"] == unit and 0.05 < told["guess"] < 20
+    assert told["unit"] == unit and 0.05 < told["first"] < 2
 
 
 @pytest.mark.parametrize(

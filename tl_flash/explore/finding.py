@@ -28,7 +28,7 @@ def find(session: Session, job: Job, concept: str, ids: Sequence[int] | None) ->
     key = (concept, None if ids is None else tuple(ids))
     hits = session.found.get(key)
     if hits is None:
-        hits = session.found.keep(key, find_neurons(session.model, concept, tokens=ids, n=HITS))
+        hits = session.found.keep(key, find_neurons(session.weights, concept, tokens=ids, n=HITS))
     job.tell("found", concept=concept, tokens=_tokens(session, hits), hits=[*map(_hit, hits)])
 
 

@@ -20,6 +20,8 @@ DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 SWEPT, WRITTEN, VALIDATED, CONTROLS = 8, 3, 8, 10
 """Neutral prompts that a dose curve, a dose window and a validation take, and the last one's controls."""
 MOST_POSITIONS = 1024
+FIRST = 0.25
+"""Of the dose at which what a neuron writes is half as long as the residual stream."""
 
 
 @contextmanager
@@ -38,14 +40,14 @@ def passes(session: Session, job: Job, what: str) -> Iterator[None]:
 
 
 def unit(session: Session, job: Job, neuron: Neuron) -> None:
-    """What dose 1 of a neuron is, and the first dose to try, that of a dose window's search; tells `unit`.
+    """What dose 1 of a neuron is, and the first to try, with which a search for the dose window begins; tells `unit`.
 
     Raises:
         ValueError: a neuron that does not exist, has no unit or writes nothing.
     """
     own = session.unit_of(neuron)
-    guess = first_guess(session.model, {neuron: own}, Prompts.of(session.model, NEUTRAL_PROMPTS[:WRITTEN]))
-    job.tell("unit", neuron=str(neuron), unit=own, guess=guess, range=session.range_of(neuron))
+    first = FIRST * first_guess(session.model, {neuron: own}, Prompts.of(session.model, NEUTRAL_PROMPTS[:WRITTEN]))
+    job.tell("unit", neuron=str(neuron), unit=own, first=first, range=session.range_of(neuron))
 
 
 def activations(session: Session, job: Job, neuron: Neuron, text: str) -> None:

@@ -71,7 +71,7 @@ class Session:
         require_hooks(model)
         if getattr(model, "tokenizer", None) is None:
             raise ValueError("model: it has no tokenizer, so nothing can be asked of it; set model.tokenizer")
-        weights = read(model)
+        weights = self.weights = read(model)
         maps = given.listed(maps, NeuronMap, "maps")
         if maps:
             given.require_alike(maps)

@@ -6,7 +6,7 @@ const LEAST_SPAN = 10; // doses that a slider reaches at least, on both sides
 
 const tray = {
   clamps: new Map(), // neuron -> { dose, label }
-  units: new Map(), // neuron -> { unit, guess }: its largest activation, and the first dose to try
+  units: new Map(), // neuron -> { unit, first }: its largest activation, and the first dose to try
   windows: new Map(), // neuron -> { sign, low, high }
   mode: "set",
   positions: "all",
@@ -19,8 +19,8 @@ const tray = {
   async add(neuron, sign, label = "") {
     say(`measuring the range of ${neuron} …`);
     if (!await this.learn(neuron)) return;
-    const { guess } = this.units.get(neuron);
-    this.clamps.set(neuron, { dose: sign * Math.max(0.25, Math.round(4 * guess) / 4), label });
+    const { first } = this.units.get(neuron);
+    this.clamps.set(neuron, { dose: sign * Math.max(0.25, Math.round(4 * first) / 4), label });
     this.changed();
   },
 
@@ -76,7 +76,7 @@ const tray = {
   /** How far a neuron's slider goes. */
   span(neuron) {
     const { dose } = this.clamps.get(neuron);
-    return Math.max(LEAST_SPAN, Math.ceil(Math.abs(dose)), Math.ceil(2 * (this.units.get(neuron)?.guess ?? 0)));
+    return Math.max(LEAST_SPAN, Math.ceil(Math.abs(dose)), Math.ceil(8 * (this.units.get(neuron)?.first ?? 0)));
   },
 
   row(neuron, clamp) {
