@@ -7,7 +7,7 @@ NEWEST := .venv-newest
 BOTH_CORES := -n auto --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install browser models demo real test test-tl2 test-tl4 test-newest lint bench figures clean
+.PHONY: install browser models demo real explore test test-tl2 test-tl4 test-newest lint bench figures clean
 
 install: $(VENV)/.done
 
@@ -57,12 +57,17 @@ demo: install
 real: models
 	$(VENV)/bin/tl-flash demo --model .models/SmolLM2-135M-Instruct --out demo-output/SmolLM2-135M-Instruct
 
+# The live explorer of the embedded model, in a browser; Ctrl-C stops it.
+explore: install
+	$(VENV)/bin/tl-flash explore
+
 test: install test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)
 
 # Only what touches TransformerLens differs between its versions.
-TL_TESTS := models checkpoint gguf surfaces clamp alone activations prompts generation experiments validation lens lens_check \
-	mean_field exact_lens mixed_lens published_lenses trained_lenses troubles dose_window find explain demo cli
+TL_TESTS := models checkpoint gguf quantised surfaces clamp expert_clamps alone stepping activations prompts generation experiments \
+	validation lens lens_check mean_field exact_lens mixed_lens published_lenses trained_lenses troubles dose_window find explain \
+	explore demo cli
 TL_FILES := $(addprefix tests/test_,$(addsuffix .py,$(TL_TESTS)))
 test-tl2: $(TL2)/.done
 	$(TL2)/bin/pytest $(BOTH_CORES) $(TL_FILES)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -20,7 +21,9 @@ import plotly.io as pio
 import torch
 from torch import Tensor
 
+from benchmarks.live import until
 from tests.browser import chromium, opened
+from tests.explorers import serving
 from tl_flash import (
     Comparison,
     NeuronMap,
@@ -86,6 +89,24 @@ def screenshots(page: Path, neuron: str, folder: Path) -> None:
             browser.save_screenshot(str(folder / f"explorer-{name}.png"))
 
 
+def live_screenshots(folder: Path) -> None:
+    """The live explorer of the instruct model with its dog neuron clamped, as the addresses of `SHOTS` show it."""
+    model: Any = demo.load("instruct")
+    model.tokenizer.chat_template = demo.CHAT_TEMPLATE
+    with serving(model, [flash_decode(model, side=side) for side in SIDES], texts=demo.texts(60)) as explorer:
+        hits = explorer.told("find", "found", concept="dog")["hits"]
+        best = min((hit for hit in hits if hit["side"] == "out"), key=lambda hit: hit["q_value"])["neuron"]
+        dose = max(0.25, explorer.told("unit", "unit", neuron=best)["first"])
+        asked = {"ask": "What is your favourite animal?", "chat": 1, "n": 40, "clamp": f"{best}:{dose:.2f}", "q": "dog"}
+        for name, width, height, dark in SHOTS:
+            with chromium(width, height, dark) as browser:
+                browser.get(f"{explorer.address}/#{urlencode(asked)}")
+                until(browser, "document.body.dataset.written && document.body.dataset.ready && tray.units.size")
+                browser.execute_script("closePath(); if (!isNarrow()) findConcept('dog')")
+                until(browser, "isNarrow() || document.body.dataset.found")
+                browser.save_screenshot(str(folder / f"live-{name}.png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", type=Path, metavar="FOLDER")
@@ -107,6 +128,7 @@ def main() -> None:
         page = Path(temporary) / "page.html"
         report.write(list(maps.values()), page, compare=list(comparisons.values()), validation=validations)
         screenshots(page, str(maps["out"].find(" dog", n=1)[0].neuron), folder)
+    live_screenshots(folder)
     for path in sorted(folder.glob("*.png")):
         print(f"{path.name:28}{path.stat().st_size / 1e3:6.0f} kB")
 

@@ -23,6 +23,13 @@ from tl_flash.weights import read
 FORMS = [" dog", " cat"]
 
 
+def test_weights_that_were_read_are_searched_as_their_model_is(bridge):
+    weights = read(bridge)
+    assert read(weights) is weights
+    once, again = (find_neurons(each, "dog", n=9) for each in (bridge, weights))
+    assert once.hits == again.hits and once.tokens == again.tokens
+
+
 def truth(name, side, ids, weights=None):
     """Mean z of some tokens in every neuron, from the float64 model alone: [layer * neuron]."""
     W_U = families.unembedding(name)

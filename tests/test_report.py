@@ -25,8 +25,7 @@ from tl_flash import (
     validate,
 )
 from tl_flash.cli import main
-from tl_flash.show.report import pack
-from tl_flash.show.report import page as report_page
+from tl_flash.show.report import layout, pack
 
 HOSTILE = [
     "<script>alert('run')</script>",
@@ -497,10 +496,10 @@ def test_negative_scores_keep_their_sign():
 
 
 def test_the_page_never_parses_markup_of_the_data():
-    for name in (*report_page._SCRIPTS, "page.html"):
+    for name in (*layout.SCRIPTS, "page.html"):
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|https?://(?!www\.w3\.org)",
-            report_page._asset(name),
+            layout.asset(name),
         ), name
 
 

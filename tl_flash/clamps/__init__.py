@@ -1,7 +1,7 @@
 """The clamps wing: hold neurons at chosen values while a model runs, and see what it does then.
 
 Hooks that clamp (`clamp`; `spots` for many neurons a row), prompts and what a model says after them (`prompts`,
-`answers`, `alone`, `generation`), and what neurons do on text (`activations`).
+`answers`, `alone`, `generation`, `stepping`), and what neurons do on text (`activations`, `traces`).
 """
 
 from tl_flash.clamps.activations import ActivationStats, activation_stats, residual_length
@@ -14,6 +14,8 @@ from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
 from tl_flash.clamps.sites import attached, hook_point, neuron_site, require_hooks
 from tl_flash.clamps.spots import clamp_spots
+from tl_flash.clamps.stepping import Stepper
+from tl_flash.clamps.traces import activations_on
 from tl_flash.clamps.values import Mode, named_values
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "Positions",
     "Prompts",
     "PromptsLike",
+    "Stepper",
     "activation_stats",
+    "activations_on",
     "answers_alone",
     "attached",
     "clamp",

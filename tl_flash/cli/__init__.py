@@ -8,6 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
+from tl_flash.cli.live import explore
 from tl_flash.cli.machine import bench
 from tl_flash.cli.maps import compare, decode, find, report, show
 from tl_flash.cli.models import clamp, demo, explain, layout, lens, validate
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (decode, find, show, compare, clamp, validate, explain, lens, layout, report, demo, bench):
+for command in (decode, find, show, compare, clamp, validate, explain, lens, layout, report, explore, demo, bench):
     app.command()(command)
 
 

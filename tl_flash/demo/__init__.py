@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "CONCEPTS",
     "FAVOURITE_QUESTIONS",
     "HELD_OUT_FAVOURITE_ANIMAL",
@@ -47,6 +48,8 @@ __all__ = [
 
 MODELS = ("base", "instruct")
 """The pair, by name."""
+CHAT_TEMPLATE = "{{ bos_token }}" + ask("{{ messages[0]['content'] }}")
+"""How the instruct model reads what a user says, for its tokenizer; it knows no second turn."""
 
 
 def path(name: str) -> Path:

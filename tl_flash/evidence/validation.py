@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DOSE = 5.0
+"""What value="auto" clamps to by default, in multiples of the neuron's own largest activation."""
 COLUMNS = (
     "neuron", "side", "pole", "token", "value", "dlogit", "dlogp", "rank_before", "rank_after", "output_score",
     "overlap", "kl", "perplexity_ratio", "control_dlogp", "p_value", "q_value", "write_z", "dlogp_low", "dlogp_high",
@@ -108,7 +110,7 @@ def validate(
     chat: bool = False,
     n: int = 50,
     value: float | str = "auto",
-    dose: float = 5.0,
+    dose: float = DOSE,
     stats: ActivationStats | None = None,
     positions: Positions = None,
     controls: int = 20,

@@ -41,7 +41,7 @@ def read(model: Any, *, tokenizer: Any = None) -> MLPWeights:
     """The MLP weights of a model, or of a checkpoint given by its folder or its name on the hub.
 
     Args:
-        model: as `flash_decode` takes it.
+        model: as `flash_decode` takes it, or what this gave of it: then nothing is read anew.
         tokenizer: names the tokens; by default the model's own.
 
     Raises:
@@ -54,6 +54,8 @@ def read(model: Any, *, tokenizer: Any = None) -> MLPWeights:
         >>> weights.read(model).directions(1, "out").shape == (model.cfg.d_mlp, model.cfg.d_model)
         True
     """
+    if isinstance(model, MLPWeights) and tokenizer is None:
+        return model
     if isinstance(model, str | Path):
         return read_checkpoint(model, tokenizer=tokenizer)
     return read_model(model, tokenizer=tokenizer)

@@ -3,11 +3,18 @@
 
 const blobs = new Map([...document.querySelectorAll("script[data-blob]")].map((node) => [node.dataset.blob, node]));
 
+/** Where the blobs come from: the page itself, unless a server has them. */
+const source = {
+  async coded(name) {
+    const node = blobs.get(name);
+    node.remove();
+    blobs.delete(name);
+    return node.textContent;
+  },
+};
+
 async function bytesOf(name) {
-  const node = blobs.get(name);
-  const coded = node.textContent;
-  node.remove();
-  blobs.delete(name);
+  const coded = await source.coded(name);
   const packed = coded.startsWith("gzip:");
   const bytes = unbased(packed ? coded.slice(5) : coded);
   if (!packed) return bytes;

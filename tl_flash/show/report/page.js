@@ -9,10 +9,12 @@ const FILTERS = {
   specialised: "beyond the null", changed: "changed top token", validated: "clamped",
 };
 
+/** What a live explorer adds to the head and the end of a neuron's panel, and to the address. */
+const live = { head: () => [], panel: () => [], address: () => ({}) };
 const page = { sides: new Map(), order: "z", ranked: "z", filters: new Set(), hits: new Uint32Array(0), cursor: -1, open: -1 };
 
-async function start() {
-  const meta = JSON.parse(await textOf("meta"));
+async function start(given) {
+  const meta = given ?? JSON.parse(await textOf("meta"));
   const names = JSON.parse(await textOf("vocab"));
   page.meta = meta;
   page.names = names;
@@ -165,7 +167,7 @@ function openNeuron(row) {
 
 /** Keep the view in the address, so that it can be shared. */
 function remember() {
-  const parts = { q: $("query").value, side: page.search.side.side, neuron: page.open < 0 ? "" : nameOf(page.meta, page.open) };
+  const parts = { q: $("query").value, side: page.search.side.side, neuron: page.open < 0 ? "" : nameOf(page.meta, page.open), ...live.address() };
   const kept = Object.entries(parts).filter(([name, value]) => value && !(name === "side" && page.meta.sides.length < 2));
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
@@ -283,13 +285,11 @@ function listen() {
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || !KEYS[event.key]) return;
-    const typing = event.target.matches("input, select");
+    const typing = event.target.matches("input, select, textarea");
     if (typing && !["ArrowDown", "ArrowUp", "PageDown", "PageUp", "Enter", "Escape"].includes(event.key)) return;
-    if (event.target.matches("select") && event.key !== "Escape") return;
+    if (typing && event.target !== $("query") && event.key !== "Escape") return;
     if (event.key === "Enter" && event.target.matches("button")) return;
     event.preventDefault();
     KEYS[event.key][1]();
   });
 }
-
-start();

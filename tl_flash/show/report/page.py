@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_flash import artefacts
 from tl_flash.evidence import Explanation, Validation
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
-from tl_flash.show.report import given, pack
+from tl_flash.show.report import contents, given, layout, pack
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-
-_SCRIPTS = ("data.js", "search.js", "dom.js", "panel.js", "figures.js", "prompts.js", "list.js", "page.js")
 
 
 def write(
@@ -101,96 +94,33 @@ def write(
     if figures is None:
         figures = _standard_figures(maps, comparisons, given.listed_validations(validation))
     title = title if title is not None else f"What the neurons of {maps[0].source.model} stand for"
-    blobs = {"vocab": pack.json_blob([str(name) for name in maps[0].vocab.names])}
-    sides = []
+    blobs, sides = {"vocab": contents.vocabulary(maps[0])}, []
     for one in maps:
         comparison = next((c for c in comparisons if c.a.side == one.side), None)
-        columns = pack.columns(one, comparison) | pack.concept_columns(one, searched)
-        for name, column in columns.items():
-            blobs |= {f"{one.side}.{name}.{at}": plane for at, plane in enumerate(column.planes())}
-        records = [_jsonable(r) for f in validations for r in f.to_dict("records") if r["side"] == one.side]
-        sides.append(_side(one, comparison, records) | {"columns": {n: c.layout() for n, c in columns.items()}})
-    scripts = [("explorer", "\n".join(_asset(name) for name in _SCRIPTS))]
+        records = [record for frame in validations for record in frame.to_dict("records") if record["side"] == one.side]
+        told, arrays = contents.side(one, comparison, records, searched)
+        blobs |= arrays
+        sides.append(told)
+    scripts = ["\n".join([*(layout.asset(name) for name in layout.SCRIPTS), "start();"])]
     if figures:
         from plotly.offline import get_plotlyjs
 
-        scripts.append(("plotly", get_plotlyjs()))
+        scripts.append(get_plotlyjs())
         blobs |= {"plotly": pack.blob(get_plotlyjs().encode()), "figures": pack.json_blob(_sent(figures))}
-    meta = _meta(title, maps[0], sides, len(figures)) | {
-        "concepts": _concepts(searched),
-        "explanations": [one.to_dict() for one in explained],
-    }
+    meta = contents.meta(
+        title,
+        maps[0],
+        sides,
+        figures=len(figures),
+        concepts=contents.concepts(searched),
+        explanations=[one.to_dict() for one in explained],
+    )
     blobs["meta"] = pack.json_blob(meta)
     traces: list[Any] = [trace for figure in figures for trace in figure.data]
-    webgl = any(trace.type.endswith("gl") for trace in traces)
-    path.write_text(_page(title, scripts, blobs, webgl), encoding="utf-8", newline="\n")
+    webgl = any(trace.type.endswith("gl") for trace in traces)  # plotly compiles its WebGL drawing with Function()
+    page = layout.html(title, scripts[0], layout.policy(scripts, compiled=webgl), blobs=blobs)
+    path.write_text(page, encoding="utf-8", newline="\n")
     return path
-
-
-def _page(title: str, scripts: list[tuple[str, str]], blobs: dict[str, str], webgl: bool) -> str:
-    digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for _, s in scripts)
-    compiled = " 'unsafe-eval'" if webgl else ""  # plotly compiles its WebGL drawing with Function()
-    parts = {
-        "POLICY": f"default-src 'none'; script-src {digests}{compiled}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'",
-        "TITLE": escape(title),
-        "STYLE": _asset("style.css"),
-        "DATA": "\n".join(f'<script type="text/plain" data-blob="{escape(n)}">{b}</script>' for n, b in blobs.items()),
-        "SCRIPT": scripts[0][1],
-    }
-    pieces = _asset("page.html").split("%%")
-    return "".join(parts[piece] if at % 2 else piece for at, piece in enumerate(pieces))
-
-
-def _asset(name: str) -> str:
-    return resources.files("tl_flash.show.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _meta(title: str, map: NeuronMap, sides: list[dict[str, Any]], figures: int) -> dict[str, Any]:
-    source = map.source
-    return {
-        "title": title,
-        "model": source.model,
-        "layers": list(map.layers),
-        "n_layers": map.n_layers,
-        "d_mlp": map.d_mlp,
-        "n_experts": map.n_experts,
-        "k": map.k,
-        "d_vocab": map.d_vocab,
-        "score": map.score,
-        "figures": figures,
-        "sides": sides,
-        "source": {
-            "class": source.model_class,
-            "dtype": source.dtype,
-            "norms folded in": "yes" if source.fold_ln else "no",
-            "precision": source.precision,
-            "made with": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
-        },
-    }
-
-
-def _concepts(tables: Sequence[ConceptTable]) -> list[dict[str, Any]]:
-    """Each concept's name, and its tokens, the heaviest first."""
-    return [
-        {"name": name, "ids": [id for _, id in sorted(zip((-w for w in weights.tolist()), ids, strict=True))]}
-        for table in tables
-        for name, ids, weights in zip(table.names, table.ids, table.null.weights, strict=True)
-    ]
-
-
-def _side(map: NeuronMap, comparison: Comparison | None, records: list[dict[str, Any]]) -> dict[str, Any]:
-    other = None
-    if comparison is not None:
-        other = {"model": comparison.b.source.model, "agreement": comparison.agreement, "null": comparison.null}
-    return {
-        "side": map.side,
-        "fingerprint": map.source.fingerprint,
-        "lens": map.source.lens is not None,
-        "bar": None if map.null is None else [_finite(bar) for bar in map.null.quantile().tolist()],
-        "other": other,
-        "validated": records,
-    }
 
 
 def _sent(figures: Sequence[go.Figure]) -> dict[str, Any]:
@@ -212,11 +142,3 @@ def _standard_figures(
     figures += [plots.specialisation(map) for map in maps]
     figures += [plots.agreement(one, parts=min(10, int(one.compared.sum()))) for one in comparisons]
     return figures + ([plots.validation(*validations)] if validations else [])
-
-
-def _jsonable(record: dict[Any, Any]) -> dict[str, Any]:
-    return {str(name): _finite(value) for name, value in record.items()}
-
-
-def _finite(value: Any) -> Any:
-    return None if value != value else value

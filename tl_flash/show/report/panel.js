@@ -10,10 +10,12 @@ function panelOf(search, row, actions) {
       el("span", { class: "muted" }, `${SIDES[side.side] ?? side.side}${side.lens ? ", through a lens" : ""}`),
       el("button", { class: "close", "aria-label": "Close (Esc)", title: "Close (Esc)", onclick: actions.close }, "×")),
     verdict(search, row),
+    ...live.head(search, row),
     poleOf(search, row, 0, actions),
     poleOf(search, row, 1, actions),
     validationOf(search, row),
     comparisonOf(search, row),
+    ...live.panel(search, row),
     statisticsOf(search, row),
   ].filter(Boolean);
 }
