@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.explorers import serving
-from tl_flash import activation_stats, clamp, clamp_sweep, demo, explore, find_neurons, flash_decode, validate
+from tl_flash import activation_stats, clamp, clamp_sweep, demo, explain, explore, find_neurons, flash_decode, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS, Prompts, complete_text
 from tl_flash.cli import main
 from tl_flash.evidence import DOSE, Fluency
@@ -173,6 +173,14 @@ def test_tests_of_a_neuron_are_the_packages(explorer, model, unit):
     window = explorer.told("window", "window", **asked)
     assert window["low"] is None or window["low"] > 0
     assert len(window["doses"]) >= 6
+
+
+def test_an_explanation_is_the_packages(explorer, model):
+    before = model.to_tokens("One day, the")[0]
+    told = explorer.told("explain", "explained", before=before.tolist(), token=5)["explanation"]
+    found = explain(model, before, token=5, n=measuring.EXPLAINED, measure=False)
+    assert told["token"] == found.token and len(told["prompt"]) == len(before)
+    assert [one["neuron"] for one in told["neurons"]] == [str(one.neuron) for one in found]
 
 
 def test_the_first_dose_to_try(explorer, unit):

@@ -154,6 +154,22 @@ def test_a_token_shows_what_was_likelier(driver, explorer):
     only_its_own(driver, explorer)
 
 
+def test_a_token_is_explained_by_its_neurons(driver, explorer):
+    opened(driver, explorer, "#ask=One+day%2C&n=6")
+    written(driver, 1)
+    token = driver.find_elements("css selector", "#plain .said-token")[2]
+    token.click()
+    click(driver, "#explain")
+    until(driver, "document.querySelectorAll('#explained tbody tr').length")
+    assert token.text.strip() in driver.find_element("css selector", "#explained h2").text
+    chips = driver.find_elements("css selector", "#explained .prompt-tokens .chip")
+    assert len(chips) == len(driver.find_elements("css selector", "#read .said-token")) + 2
+    name = driver.find_element("css selector", "#explained tbody button").text
+    click(driver, "#explained tbody button")
+    until(driver, f"document.querySelector('#panel h2')?.textContent.includes('{name}')")
+    only_its_own(driver, explorer)
+
+
 def test_a_link_holds_the_whole_state(driver, explorer):
     opened(driver, explorer)
     driver.find_element("id", "prompt").send_keys(QUESTION)

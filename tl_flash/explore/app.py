@@ -62,6 +62,14 @@ def _unit(session: Session, fields: Fields) -> Work:
     return lambda job: measuring.unit(session, job, neuron)
 
 
+def _explain(session: Session, fields: Fields) -> Work:
+    before = fields.ids("before", measuring.MOST_POSITIONS, session.d_vocab)
+    token = fields.whole("token", 0, session.d_vocab - 1)
+    if before is None:
+        raise Refused("before: expected the ids of the tokens before it, got nothing")
+    return lambda job: measuring.explanation(session, job, before, token)
+
+
 KINDS: dict[str, Callable[[Session, Fields], Work]] = {
     "write": _write,
     "unit": _unit,
@@ -70,6 +78,7 @@ KINDS: dict[str, Callable[[Session, Fields], Work]] = {
     "dose": _dose,
     "window": _window,
     "validate": _validate,
+    "explain": _explain,
 }
 """What a job may be asked for, at /api/KIND."""
 

@@ -1,4 +1,4 @@
-"""What a neuron does: on a text, by dose, between which doses, and beside matched controls."""
+"""What a neuron does: on a text, by dose, between which doses, beside matched controls; and which made a prediction."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tl_flash.clamps import NEUTRAL_PROMPTS, Prompts, activations_on, attached
-from tl_flash.evidence import DOSE, clamp_sweep, dose_window, first_guess, validate
+from tl_flash.evidence import DOSE, clamp_sweep, dose_window, explain, first_guess, validate
 from tl_flash.explore.jobs import Job
 from tl_flash.explore.session import Session
 from tl_flash.names import Neuron
@@ -20,6 +21,8 @@ DOSES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 SWEPT, WRITTEN, VALIDATED, CONTROLS = 8, 3, 8, 10
 """Neutral prompts that a dose curve, a dose window and a validation take, and the last one's controls."""
 MOST_POSITIONS = 1024
+EXPLAINED = 12
+"""Neurons that an explanation names."""
 FIRST = 0.25
 """Of the dose at which what a neuron writes is half as long as the residual stream."""
 
@@ -106,3 +109,14 @@ def validation(session: Session, job: Job, neuron: Neuron, token: int, sign: int
     (record,) = tested.to_frame().to_dict("records")
     effects = tested.control_effects[0].tolist()
     job.tell("validated", record=contents.jsonable(record), controls=effects, dose=sign * DOSE, prompts=VALIDATED)
+
+
+def explanation(session: Session, job: Job, before: list[int], token: int) -> None:
+    """The neurons that made the unclamped model predict a token after some others, to first order; tells `explained`.
+
+    Raises:
+        ValueError: what `explain` refuses.
+    """
+    with passes(session, job, "explaining"):
+        found = explain(session.model, torch.tensor(before), token=token, n=EXPLAINED, measure=False)
+    job.tell("explained", explanation=found.to_dict())

@@ -10,6 +10,7 @@ const answers = {
     for (const id of ["plain", "steered", "read"]) $(id).querySelector(".said").replaceChildren();
     for (const id of ["plain", "steered"]) $(id).querySelector(".measures").replaceChildren();
     $("next").replaceChildren();
+    $("explained").replaceChildren();
     closeAlternatives();
   },
 
@@ -79,8 +80,9 @@ function openAlternatives(node, one) {
       bar.style.width = `${(100 * other.p) / most}%`;
       return el("li", { class: other.id === one.id ? "own" : "" }, token(other.text), el("span", { class: "track" }, bar), el("span", { class: "number" }, percent(other.p)));
     })),
-    el("button", { class: "quiet", onclick: () => { closeAlternatives(); findConcept(one.text.trim()); } }, "Find its neurons"));
-  box.lastChild.hidden = !one.text.trim() || one.special;
+    el("div", { class: "buttons" },
+      !one.text.trim() || one.special ? null : el("button", { class: "quiet", onclick: () => { closeAlternatives(); findConcept(one.text.trim()); } }, "Find its neurons"),
+      one.p === undefined || node.closest("#steered") ? null : el("button", { class: "quiet", id: "explain", onclick: () => { closeAlternatives(); explainToken(node, one); } }, "Which neurons made it?")));
   box.hidden = false;
   const place = node.getBoundingClientRect();
   box.style.left = `${Math.max(8, Math.min(place.left, innerWidth - box.offsetWidth - 8))}px`;
@@ -90,4 +92,18 @@ function openAlternatives(node, one) {
 function closeAlternatives() {
   $("alternatives").hidden = true;
   for (const other of document.querySelectorAll(".said-token.open")) other.classList.remove("open");
+}
+
+/** The neurons that made the model, as it is, predict a token of the prompt or of its answer. */
+function explainToken(node, one) {
+  const all = [...document.querySelectorAll("#read .said-token, #plain .said-token")];
+  const before = all.slice(0, all.indexOf(node)).map((each) => Number(each.dataset.id));
+  const box = $("explained");
+  const status = el("p", { class: "muted", role: "status" }, "explaining …");
+  box.replaceChildren(status);
+  startJob("explain", { before, token: one.id }, {
+    waiting: (ahead) => { status.textContent = `${ahead} before it`; },
+    explained: ({ explanation }) => new Prompts(box, [explanation], openNamed),
+    failed: ({ why }) => box.replaceChildren(el("p", { class: "complaint" }, why)),
+  });
 }
