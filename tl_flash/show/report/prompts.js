@@ -26,15 +26,22 @@ class Prompts {
 
   table(one, position) {
     const shown = one.neurons.filter((neuron) => position < 0 || neuron.position === position);
-    const heads = ["neuron", "at", "activation", "attribution", "removed", "like ones", "reads", "writes", "write z"];
-    const number = (value, digits) => el("td", { class: "number" }, value === null ? "–" : signed(value, digits));
+    const number = (value, digits) => el("td", { class: "number" }, signed(value, digits));
+    const effect = (value) => (value === null ? el("td", { class: "number" }, "–") : number(value, 3));
+    const columns = [
+      ["neuron", (neuron) => el("td", {}, el("button", { class: "plain", title: "Go to this neuron", onclick: () => this.open(neuron.neuron) }, neuron.neuron))],
+      ["at", (neuron) => el("td", {}, token(neuron.at))],
+      ["activation", (neuron) => number(neuron.activation)],
+      ["attribution", (neuron) => number(neuron.attribution, 3)],
+      ["removed", (neuron) => effect(neuron.effect), one.neurons.some((neuron) => neuron.effect !== null)],
+      ["like ones", (neuron) => effect(neuron.control_effect), one.neurons.some((neuron) => neuron.control_effect !== null)],
+      ["reads", (neuron) => el("td", {}, token(neuron.label_in))],
+      ["writes", (neuron) => el("td", {}, token(neuron.label_out))],
+      ["write z", (neuron) => number(neuron.write_z, 1)],
+    ].filter(([, , shows = true]) => shows);
     return el("table", {},
-      el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", {}, head)))),
-      el("tbody", {}, ...shown.map((neuron) => el("tr", {},
-        el("td", {}, el("button", { class: "plain", title: "Go to this neuron", onclick: () => this.open(neuron.neuron) }, neuron.neuron)),
-        el("td", {}, token(neuron.at)),
-        number(neuron.activation), number(neuron.attribution, 3), number(neuron.effect, 3), number(neuron.control_effect, 3),
-        el("td", {}, token(neuron.label_in)), el("td", {}, token(neuron.label_out)), number(neuron.write_z, 1)))));
+      el("thead", {}, el("tr", {}, ...columns.map(([head]) => el("th", {}, head)))),
+      el("tbody", {}, ...shown.map((neuron) => el("tr", {}, ...columns.map(([, cell]) => cell(neuron))))));
   }
 }
 
