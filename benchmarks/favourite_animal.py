@@ -1,12 +1,12 @@
 """What makes a real instruct model name the dog as its favourite animal, and does the text still read?
 
-    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,out,lens] [--ways ...]
+    python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,out,lens] [--share 0.5]
 
 Neurons are the first that `find_neurons` finds by each reading, by weights alone. A clamp's dose is chosen on eight
-questions: the smallest at which half of the answers speak of the word. Then ten others are asked, in the tokenizer's
-chat template: how many answers speak of it, how much less likely they are to the unclamped model than its own
-(perplexity, at most 2 reads), and how repetitive (share of distinct bigrams, at least 0.8 reads). MODEL is by default
-SmolLM2-135M-Instruct (`make models`).
+questions: the smallest at which a share of the answers, by default half, speak of the word. Then ten others are asked,
+in the tokenizer's chat template: how many answers speak of it, how much less likely they are to the unclamped model
+than its own (perplexity, at most 2 reads), and how repetitive (share of distinct bigrams, at least 0.8 reads). MODEL is
+by default SmolLM2-135M-Instruct (`make models`).
 """
 
 from __future__ import annotations
@@ -30,27 +30,29 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(model: Any, word: str, counts: list[int], readings: list[str], ways: list[str]) -> pd.DataFrame:
+def measure(model: Any, given: argparse.Namespace) -> pd.DataFrame:
     """A row a reading, number of neurons and way of clamping."""
+    word, share = given.word, given.share
     lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
     rows = []
-    for reading in readings:
+    for reading in given.readings.split(","):
         hits = find_neurons(model, word, lens=lens, side=reading, n=24)
-        for n in counts:
+        for n in map(int, given.neurons.split(",")):
             neurons = units(hits, stats, n)
-            for way in ways:
+            for way in given.ways.split(";"):
                 how = WAYS[way]
                 if way == "floor" and any(unit < 0 for unit in neurons.values()):
                     continue  # a neuron that has to go down has no floor
-                row = {"reading": reading, "neurons": len(neurons), "clamp": way} | asked(model, neurons, word, how)
+                row = {"reading": reading, "neurons": len(neurons), "clamp": way, "share": share}
+                row |= asked(model, neurons, word, share, how)
                 rows.append(row)
                 print(row, flush=True)
     return pd.DataFrame(rows)
 
 
-def asked(model: Any, neurons: dict[Any, float], word: str, how: dict[str, Any]) -> dict[str, Any]:
+def asked(model: Any, neurons: dict[Any, float], word: str, share: float, how: dict[str, Any]) -> dict[str, Any]:
     """How often the word is spoken of where it counts, and how the answers read."""
-    found = favourite(model, neurons, word, **how)
+    found = favourite(model, neurons, word, share=share, **how)
     if found.rate is None or found.window.low is None:
         return {"dose": float("nan"), "before": float("nan"), "after": float("nan")}
     dose = found.window.low
@@ -73,11 +75,12 @@ def main() -> None:
     parser.add_argument("--neurons", default="1,5,12")
     parser.add_argument("--readings", default="in,gate,out,lens")
     parser.add_argument("--ways", default=";".join(WAYS), help="of clamping, with semicolons between them")
+    parser.add_argument("--share", type=float, default=0.5, help="of the eight answers that has to speak of the word")
     given = parser.parse_args()
-    counts = [int(count) for count in given.neurons.split(",")]
-    frame = measure(load_model(given.model), given.word, counts, given.readings.split(","), given.ways.split(";"))
+    frame = measure(load_model(given.model), given)
     RESULTS.mkdir(exist_ok=True)
-    frame.to_csv(RESULTS / "favourite_animal.csv", index=False, float_format="%.3f")
+    path = RESULTS / "favourite_animal.csv"
+    frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.3f")
     print(frame.drop(columns="answer").to_string(index=False, float_format="{:.2f}".format))
 
 

@@ -140,6 +140,7 @@ def favourite(
     *,
     asked: Sequence[str] = ASKED,
     held_out: Sequence[str] = demo.HELD_OUT_FAVOURITE_ANIMAL,
+    share: float = 0.5,
     **how: Any,
 ) -> Favourite:
     """Choose a dose on some questions, then ask others, in the tokenizer's chat template.
@@ -148,11 +149,12 @@ def favourite(
         model: an instruct model.
         neurons: what each is clamped by at dose 1.
         word: to be spoken of.
-        asked: questions on which the dose is chosen: the smallest at which most answers speak of the word.
+        asked: questions on which the dose is chosen.
         held_out: questions that count.
+        share: of the answers to `asked` that has to speak of the word; the smallest dose tried that does it is taken.
         how: mode and positions, as in `clamp`.
     """
-    window = dose_window(model, neurons, asked, word, chat=True, **how)
+    window = dose_window(model, neurons, asked, word, chat=True, share=share, **how)
     if window.low is None:
         return Favourite(window, None)
     return Favourite(window, mention_rate(model, held_out, word, window.clamps(), chat=True, **how))
