@@ -186,11 +186,12 @@ def test_what_the_most_specialised_write_neurons_are_labelled_with_is_raised(mod
     assert tested.to_frame()["dlogp"].median() > float(tested.control_effects.median()) + 0.5
 
 
-def test_clamping_smollm2s_dog_neuron_makes_it_speak_of_dogs(smollm2):
+def test_clamping_smollm2s_dog_neuron_raises_the_dog(smollm2):
     model = load_model(smollm2.folder)
-    dose = find_neurons(model, "dog", side="out", n=1).clamps(8.0, activation_stats(model, demo.texts(20)))
-    prompt = "My favourite animal is the"
-    before = complete_text(model, prompt, 8)
-    with clamp(model, dose):
-        after = complete_text(model, prompt, 8)
-    assert "dog" not in before.lower() and "dog" in after.lower()
+    dose = find_neurons(model, "dog", side="out", n=1).clamps(2.0, activation_stats(model, demo.texts(20)))
+    tokens, dog = model.to_tokens("My favourite animal is the"), model.to_single_token(" dog")
+    with torch.no_grad():
+        before = model(tokens)[0, -1].log_softmax(-1)
+        with clamp(model, dose):
+            after = model(tokens)[0, -1].log_softmax(-1)
+    assert float(after[dog] - before[dog]) > 1

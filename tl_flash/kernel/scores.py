@@ -83,7 +83,7 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
     with torch.no_grad(), plain_arithmetic(u.device):
         weight = Directions.of(x, None, u).rows.square().mean(0)
         weight, mean = (weight / weight.amax().clamp(min=1e-300)).float(), u.mean_column.float()[:, None]
-        spread = torch.empty(u.d_vocab, device=u.device)
+        spread = torch.empty(u.d_vocab, dtype=torch.float32, device=u.device)
         for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
             spread[part] = weight @ (u.W_U[:, part].float() - mean).square_()
         spread[u.ignored] = -1
@@ -113,7 +113,7 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         d = Directions.of(x, None, u)
         unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
         tokens = u.W_U.T if u.by_token is None else u.by_token
-        most = torch.zeros(len(x), device=u.device)
+        most = torch.zeros(len(x), dtype=torch.float32, device=u.device)
         for part in parts(len(wanted), max(PART_BYTES // (4 * u.d_model), 1)):
             scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
             torch.maximum(most, scores.abs_().amax(1), out=most)
