@@ -75,7 +75,15 @@ def test_the_tour_goes_through_any_model(tmp_path, capsys):
         assert part in said
     assert "4. Its favourite" not in said, "this model has no chat template"
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"lens.safetensors", "in.csv", "dog-dose.html", "dog-by-layer.html", "labels-gate.csv"} <= written
+    assert {
+        "lens.safetensors",
+        "in.csv",
+        "dog-dose.html",
+        "dog-by-layer.html",
+        "labels-gate.csv",
+        "lens-check.csv",
+    } <= written
+    assert "token" in pd.read_csv(tmp_path / "lens.csv").columns
 
 
 def test_a_surface_without_a_model_is_refused(tmp_path, capsys):

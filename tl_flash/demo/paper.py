@@ -110,7 +110,7 @@ def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | 
 
     layers = sorted({0, lens.layers[len(lens.layers) // 2], lens.layers[-1]})
     checked = check_lens(model, lens, demo.texts(8, seed=1), n=4, doses=[5.0], layers=layers)
-    write_table(checked, out / "lens.csv")
+    write_table(checked, out / "lens-check.csv")
     say(f"\n6. The lens, beside measured effects\n\n{checked.to_string(index=False, float_format='{:.2f}'.format)}\n")
     say(f"Figures and tables are in {out}/")
 
