@@ -22,6 +22,8 @@ from tl_flash import activation_stats, demo, dose_window, find_neurons, jacobian
 from tl_flash.demo.paper import favourite, units
 
 RESULTS = Path(__file__).parent / "results"
+KEY = ["reading", "neurons", "clamp", "share"]
+"""What a run measures anew in the table that runs before it have written."""
 WAYS: dict[str, dict[str, Any]] = {
     "set": {"mode": "set"},
     "set, generated": {"mode": "set", "positions": "generated"},
@@ -80,7 +82,9 @@ def main() -> None:
     frame = measure(load_model(given.model), given)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "favourite_animal.csv"
-    frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.3f")
+    if path.exists():
+        frame = pd.concat([pd.read_csv(path), frame]).drop_duplicates(KEY, keep="last")
+    frame.to_csv(path, index=False, float_format="%.3f")
     print(frame.drop(columns="answer").to_string(index=False, float_format="{:.2f}".format))
 
 

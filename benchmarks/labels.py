@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.real_models import GEMMA3, SMOLLM2
 from tl_flash import NeuronMap, activation_stats, demo, jacobian_lens, load_model, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS
-from tl_flash.demo.paper import decoded
+from tl_flash.demo.paper import readings
 from tl_flash.maps import Hits
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def measure(model: Any, *, specialised: int, others: int, prompts: int, controls
     """A row a neuron tested."""
     lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
     frames = []
-    for reading, neurons in decoded(model, lens).items():
+    for reading, neurons in readings(model, lens).items():
         for kind, hits in chosen(neurons, specialised, others).items():
             tested = validate(
                 model,

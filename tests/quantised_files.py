@@ -168,12 +168,15 @@ def signed(word):
     return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
 
 
+def groups_of(n_inputs, group, in_order):
+    """Of every input; all are of one where there is no group size."""
+    group_of = torch.arange(n_inputs) // (group or n_inputs)
+    return group_of if in_order else group_of[torch.randperm(n_inputs, generator=torch.Generator().manual_seed(0))]
+
+
 def gptq(bits, version=1, in_order=True, group=GROUP, with_groups=True):
     def pack(name, tensor):
-        n_inputs = tensor.shape[1]
-        group_of = torch.arange(n_inputs) // (group or n_inputs)
-        if not in_order:
-            group_of = group_of[torch.randperm(n_inputs, generator=torch.Generator().manual_seed(0))]
+        group_of = groups_of(tensor.shape[1], group, in_order)
         whole, scale, zero, truth = affine(tensor, bits, group_of)
         stem = name.removesuffix(".weight")
         parts = {
@@ -206,10 +209,7 @@ def packed_integers(bits, group=GROUP, symmetric=True, in_order=True):
     """`pack-quantized`; a symmetric one has no zero points."""
 
     def pack(name, tensor):
-        n_inputs = tensor.shape[1]
-        group_of = torch.arange(n_inputs) // (group or n_inputs)
-        if not in_order:
-            group_of = group_of[torch.randperm(n_inputs, generator=torch.Generator().manual_seed(0))]
+        group_of = groups_of(tensor.shape[1], group, in_order)
         whole, scale, zero, truth = affine(tensor, bits, group_of)
         parts = {f"{name}_shape": torch.tensor(tensor.shape), f"{name}_packed": words(whole, bits)}
         if symmetric:

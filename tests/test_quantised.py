@@ -300,6 +300,14 @@ def refused(folder, message):
         (AWQ | dict(version="GEMV"), "version is 'gemv', expected 'gemm'"),
         (AWQ | dict(bits=3), "bits are 3, expected 4"),
         (dict(quant_method="compressed-tensors", format="pack-quantized"), "config_groups are None"),
+        (
+            dict(
+                quant_method="compressed-tensors",
+                format="pack-quantized",
+                config_groups=dict(a=dict(weights=dict(num_bits=4, type="int", group_size="128"))),
+            ),
+            "no quantization_config of compressed-tensors .*fetch it again",
+        ),
         (compressed("marlin-24", 4), "format is marlin-24, expected one of pack-quantized, "),
         (compressed("dense", 4) | dict(sparsity_config=dict(format="sparse-24-bitmask")), "format is dense"),
         (
@@ -375,7 +383,13 @@ CHANGED = {
         "_shape": (lambda x: x + 8, r"for a weight of \(104, 72\), expected int32 of 4 bits"),
     },
     "packed int4 in no order": {"_g_idx": (lambda x: x + 1, "up to 4, expected 4")},
-    "nvfp4": {".weight_scale": (lambda x: x[:, :-1], "expected one float8 of 16 numbers")},
+    "nvfp4": {
+        ".weight_scale": (lambda x: x[:, :-1], "expected one float8 of 16 numbers"),
+        ".weight_global_scale": (
+            lambda x: x.reshape(1).repeat(2),
+            r"has weight_global_scale \(2,\), expected one number",
+        ),
+    },
     "nf4 of nested scales": {
         ".weight": (lambda x: x[:-1], "bytes with .* scales"),
         ".absmax": (lambda x: x[:-1], "nested_absmax for|bytes with"),
@@ -393,6 +407,15 @@ CHANGED = {
 def test_parts_that_do_not_fit_are_refused(written, tmp_path, name, part):
     change, message = CHANGED[name][part]
     refused(broken(written(name)[0], tmp_path / "x", (part, change)), f"model.safetensors: .*({message})")
+
+
+def test_nested_blocks_of_no_size_are_refused(written, tmp_path):
+    def of_no_size(held):
+        state = json.loads(bytes(held.tolist())) | dict(nested_blocksize=0)
+        return torch.tensor([*json.dumps(state).encode()], dtype=torch.uint8)
+
+    folder = broken(written("nf4 of nested scales")[0], tmp_path / "x", ("__nf4", of_no_size))
+    refused(folder, "'nested_blocksize': 0.*, expected a shape and a blocksize")
 
 
 def test_another_model_and_a_truncated_file_are_refused(written, tmp_path):

@@ -1,8 +1,9 @@
-"""Name one neuron, read its name back."""
+"""Name one neuron, read its name back; show a model's name."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 _NAME = re.compile(r"L([0-9]{1,9})(?:E([0-9]{1,9}))?N([0-9]{1,9})")
@@ -123,3 +124,9 @@ def _dense(neuron: AnyNeuron) -> Neuron:
             f"{Neuron(neuron.layer, neuron.index)}"
         )
     return neuron
+
+
+def shown_model(name: str) -> str:
+    """A model's name as it is shown; of one that lies on a disk, without the folders that it lies in."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.exists() else name

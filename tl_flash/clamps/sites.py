@@ -95,9 +95,8 @@ def require_hooks(model: Any) -> None:
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise ValueError("model: compiled, and what torch.compile made passes hooks by; give model._orig_mod")
-    hooked = hasattr(type(model), "hook_dict") or "hook_dict" in getattr(
-        model, "__dict__", ()
-    )  # a bridge builds it anew
+    own = getattr(model, "__dict__", ())
+    hooked = "hook_dict" in own or hasattr(type(model), "hook_dict")  # to ask a bridge for it builds it
     if hooked and (hasattr(model, "decoder_blocks") or hasattr(model, "encoder_blocks")):
         raise ValueError("model: expected one stack of blocks, got an encoder and a decoder; give a decoder-only model")
     if hooked and hasattr(model, "blocks"):

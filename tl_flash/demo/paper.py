@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from tl_flash import (
     plots,
     validate,
 )
-from tl_flash.demo.tour import write_figure, write_table
+from tl_flash.demo.written import write_figure, write_maps, write_table
 from tl_flash.names import Neuron
 from tl_flash.weights import read
 
 WORDS = ("dog", "California")
 ASKED = demo.favourite_questions("animal")[:8]
 """Questions on which the dose is chosen; none of those that count is among them."""
-MULTIPLES = (0.5, 1.0, 2.0, 4.0, 8.0)
+DOG = " dog"
+MULTIPLES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Doses, in multiples of a neuron's max|hook_post| over texts."""
 _TOGETHER = 5
 """Neurons that are clamped together to have a word spoken of."""
@@ -61,32 +62,30 @@ def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | 
     """
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(source, surface=surface)
-    lens = jacobian_lens(model)
-    maps = decoded(model, lens, tokens := named(model, WORDS))
+    stats = activation_stats(model, demo.texts(60))  # first: it refuses what no hook reaches
+    lens, weights = jacobian_lens(model), read(model)
+    tokens = [token for word in WORDS if (token := f" {word}") in set(weights.vocab.names)]
+    maps = readings(weights, lens, tokens)
     say(f"1. Decode\n\n{lens!r}\n")
-    for name, neurons in maps.items():
-        neurons.save(out / f"{name}.safetensors")
-        write_table(neurons.to_frame().drop(columns="tokens"), out / f"{name}.csv")
-        say(f"{neurons!r}")
+    write_maps(maps, out, say)
     say(f"\nwhat neurons do, through the lens:\n{maps['lens'].specialised(12)}\n")
 
     say("2. Find\n")
-    found = {word: find_neurons(model, word, lens=lens, side="lens", n=12) for word in WORDS}
+    found = {word: find_neurons(weights, word, lens=lens, side="lens", n=24) for word in WORDS}
     for hits in found.values():
         say(f"{hits[:5]}\n")
     for token in tokens:
         write_figure(plots.token_by_layer(maps["lens"], token), out / f"{token.strip()}-by-layer")
 
-    stats = activation_stats(model, demo.texts(60))
-    first = found["dog"][0]
-    if " dog" in tokens:
-        say(f'3. Clamp {first.neuron}, the first found for "dog": {" dog"!r} after 20 neutral prompts\n')
-        largest = stats.abs_max_of(first.neuron)
-        doses = [multiple * largest * first.sign for multiple in MULTIPLES]
-        curve = clamp_sweep(model, Neuron.of(first.neuron), [0.0, *doses], demo.NEUTRAL_PROMPTS, [" dog"])
+    if DOG in tokens:
+        [(neuron, unit)] = units(found["dog"], stats, 1).items()
+        say(f'3. Clamp {neuron}, the first found for "dog": {DOG!r} after 20 neutral prompts\n')
+        curve = clamp_sweep(model, neuron, [multiple * unit for multiple in MULTIPLES], demo.NEUTRAL_PROMPTS, [DOG])
         say(f"{curve}\n")
         write_table(curve.to_frame(), out / "dog-dose.csv")
         write_figure(plots.dose_curve(curve), out / "dog-dose")
+    else:
+        say(f"3. Not clamped: {DOG!r} is no token of this model\n")
 
     if getattr(model.tokenizer, "chat_template", None):
         say(f"4. Its favourite animal, asked in ten ways; {_TOGETHER} neurons, dose chosen on other questions\n")
@@ -97,16 +96,21 @@ def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | 
         if asked.rate is not None:
             write_table(asked.rate.to_frame(), out / "favourite-animal.csv")
             say(f"{asked.rate}\n")
+    else:
+        say("4. Not asked for its favourite animal: its tokenizer has no chat template\n")
 
     say(f"5. Do labels hold? The {tested} most specialised of each reading, at 5 times their max|hook_post|\n")
-    held = []
+    held = {}
     for name, neurons in maps.items():
         hits = neurons.specialised(tested)
-        if len(hits):
-            held.append(validate(model, hits, controls=10, stats=stats, lens=lens if name == "lens" else None))
-            write_table(held[-1].to_frame(), out / f"labels-{name}.csv")
-            say(f"{name}: {held[-1]!r}")
-    write_figure(plots.validation(*held), out / "labels")
+        if not hits:
+            say(f"{name}: no neuron is beyond the null")
+            continue
+        held[name] = validate(model, hits, controls=10, stats=stats, lens=lens if name == "lens" else None)
+        write_table(held[name].to_frame(), out / f"labels-{name}.csv")
+        say(f"{name}: {held[name]!r}")
+    if held:
+        write_figure(plots.validation(*held.values()), out / "labels")
 
     layers = sorted({0, lens.layers[len(lens.layers) // 2], lens.layers[-1]})
     checked = check_lens(model, lens, demo.texts(8, seed=1), n=4, doses=[5.0], layers=layers)
@@ -115,22 +119,21 @@ def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | 
     say(f"Figures and tables are in {out}/")
 
 
-def decoded(model: Any, lens: JacobianLens, tokens: Sequence[str] = ()) -> dict[str, NeuronMap]:
+def readings(model: Any, lens: JacobianLens, tokens: Sequence[str] = ()) -> dict[str, NeuronMap]:
     """Every reading of a model's neurons: "in", "gate" where there is one, "out", and "lens", W_out carried on."""
-    maps = {side: flash_decode(model, side=side, tokens=tokens) for side in read(model).sides}
-    return maps | {"lens": flash_decode(model, side="out", lens=lens, tokens=tokens)}
-
-
-def named(model: Any, words: Sequence[str]) -> list[str]:
-    """Those of some words that are one token of the model's vocabulary, with a space before them."""
-    names = set(read(model).vocab.names)
-    return [f" {word}" for word in words if f" {word}" in names]
+    weights = read(model)
+    maps = {side: flash_decode(weights, side=side, tokens=tokens) for side in weights.sides}
+    return maps | {"lens": flash_decode(weights, side="out", lens=lens, tokens=tokens)}
 
 
 def units(hits: ConceptHits, stats: ActivationStats, n: int) -> dict[Neuron, float]:
-    """The first n neurons found that are active on the texts measured, each with its max|hook_post|, signs right."""
-    active = [hit for hit in hits if stats.abs_max_of(hit.neuron) > 0 and hit.write_z != 0]
-    return {Neuron.of(hit.neuron): hit.sign * stats.abs_max_of(hit.neuron) for hit in active[:n]}
+    """The first n neurons found that are active on the texts measured, each with its max|hook_post|, signs right.
+
+    Raises:
+        ValueError: none is.
+    """
+    active = tuple(hit for hit in hits if stats.abs_max_of(hit.neuron) > 0 and hit.write_z != 0)
+    return replace(hits, hits=active[:n]).clamps(1.0, stats)
 
 
 def favourite(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_flash import (
     DoseCurve,
@@ -22,11 +21,7 @@ from tl_flash import (
     plots,
 )
 from tl_flash.clamps import complete_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
-
+from tl_flash.demo.written import write_figure, write_maps, write_table
 
 WORDS = (" dog", " California")
 MULTIPLES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
@@ -39,10 +34,7 @@ def tour(out: Path, say: Callable[[str], None]) -> None:
     base, instruct = demo.load("base"), demo.load("instruct")
     maps = {side: flash_decode(base, side=side, tokens=WORDS) for side in ("in", "gate", "out")}
     say(f"1. Decode: {base.cfg.n_layers * maps['in'].d_mlp} neurons on three sides\n")
-    for side, neurons in maps.items():
-        neurons.save(out / f"base-{side}.safetensors")
-        write_table(neurons.to_frame().drop(columns="tokens"), out / f"base-{side}.csv")
-        say(f"{neurons!r}")
+    write_maps({f"base-{side}": neurons for side, neurons in maps.items()}, out, say)
     say(f"\n{maps['out'].specialised(12)}\n")
     say(f"{concept_counts(maps)}\n")
     coherent = maps["in"].specialised(len(maps["in"]), by="coherence").coherent()
@@ -130,13 +122,3 @@ def doses(model: Any, hit: Hit, *, multiples: Sequence[float] = MULTIPLES) -> li
     """Multiples of a neuron's max|hook_post| over texts, with the sign that should raise its label."""
     largest = activation_stats(model, demo.texts(200), layers=[hit.neuron.layer])[hit.neuron].abs_max
     return [multiple * largest * hit.sign for multiple in multiples]
-
-
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Text in quotes: a token may be a line break."""
-    frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def write_figure(figure: go.Figure, path: Path) -> None:
-    """As HTML; plotly's script lies beside it."""
-    figure.write_html(path.with_suffix(".html"), include_plotlyjs="directory")

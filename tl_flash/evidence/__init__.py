@@ -7,7 +7,7 @@ from tl_flash.evidence.controls import Peers, chance_of
 from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.doses import dose_window, first_guess
 from tl_flash.evidence.explaining import explain
-from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
+from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
 from tl_flash.evidence.fluency import Fluency
 from tl_flash.evidence.lens_check import check_lens
 from tl_flash.evidence.mentions import MentionRate, mention_rate, mentions
@@ -35,6 +35,5 @@ __all__ = [
     "first_guess",
     "mention_rate",
     "mentions",
-    "named",
     "validate",
 ]

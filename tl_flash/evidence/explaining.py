@@ -15,7 +15,7 @@ from tl_flash.decode import decode_directions
 from tl_flash.evidence.ablation import Ablation, counts_to
 from tl_flash.evidence.attribution import Attribution, attribute, require_dense
 from tl_flash.evidence.curve import Curve
-from tl_flash.evidence.explanation import ExplainedNeuron, Explanation, named
+from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
 from tl_flash.lens import JacobianLens, Rule, lens_of, own_texts, require_rule
 from tl_flash.names import Neuron
 from tl_flash.vocab import Vocab, writes_what_it_reads
@@ -149,7 +149,7 @@ def explain(
             )
         )
     return Explanation(
-        model=named(weights.name),
+        model=weights.name,
         prompt=strings,
         token=weights.vocab.string(seen.target.token),
         token_id=seen.target.token,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.evidence.curve import Curve
-from tl_flash.names import Neuron
+from tl_flash.names import Neuron, shown_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,8 +116,8 @@ class Explanation:
     def __repr__(self) -> str:
         beside = "" if self.against is None else f" against {self.against!r}"
         return (
-            f"{self.model} after {''.join(self.prompt)!r}: {self.token!r}{beside}, logit {self.logit:+.2f}, "
-            f"probability {self.prob:.1%}"
+            f"{shown_model(self.model)} after {''.join(self.prompt)!r}: {self.token!r}{beside}, "
+            f"logit {self.logit:+.2f}, probability {self.prob:.1%}"
         )
 
     def __str__(self) -> str:
@@ -143,12 +142,6 @@ class Explanation:
         for name, how in _FORMATS.items():
             frame[name] = ["" if math.isnan(value) else format(value, how) for value in frame[name]]
         return frame.loc[:, [bool((frame[name] != "").any()) for name in frame]]
-
-
-def named(model: str) -> str:
-    """A model's name; of one that was read from a folder, the folder's."""
-    path = Path(model)
-    return path.name if path.is_absolute() else model
 
 
 def _plain(value: Any) -> Any:

@@ -144,6 +144,7 @@ def app_of(session: Session, *, hosts: frozenset[str] | None, token: str | None 
         except KeyError as error:
             return _why(error.args[0], 404)
         last = request.headers.get("last-event-id", "")
+        start = int(last) + 1 if last.isdecimal() and len(last) < 10 else 0
         if followers >= MOST_FOLLOWERS:
             return _why(f"{followers} connections follow jobs; close a tab", 503)
 
@@ -152,7 +153,7 @@ def app_of(session: Session, *, hosts: frozenset[str] | None, token: str | None 
             followers += 1
             try:
                 yield "retry: 500\n\n"
-                async for at, event in job.follow(int(last) + 1 if last.isdecimal() else 0):
+                async for at, event in job.follow(start):
                     yield f"id: {at}\ndata: {json.dumps(event, allow_nan=False)}\n\n"
             finally:
                 followers -= 1

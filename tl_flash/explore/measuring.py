@@ -119,4 +119,4 @@ def explanation(session: Session, job: Job, before: list[int], token: int) -> No
     """
     with passes(session, job, "explaining"):
         found = explain(session.model, torch.tensor(before), token=token, n=EXPLAINED, measure=False)
-    job.tell("explained", explanation=found.to_dict())
+    job.tell("explained", explanation=found.to_dict() | {"model": session.name})

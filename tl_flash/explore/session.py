@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from tl_flash.decode import flash_decode
 from tl_flash.explore.jobs import Cancelled, Jobs
 from tl_flash.lens import own_texts
 from tl_flash.maps import NeuronMap
-from tl_flash.names import Neuron
+from tl_flash.names import Neuron, shown_model
 from tl_flash.progress import watching
 from tl_flash.show.report import contents, given, pack
 from tl_flash.weights import MLPWeights, read, require_side
@@ -78,10 +77,7 @@ class Session:
         for map in maps:
             _require_own(map, weights)
         self.model, self.jobs = model, Jobs()
-        self.name, self.d_vocab = (
-            Path(weights.name).name if Path(weights.name).exists() else weights.name,
-            weights.d_vocab,
-        )
+        self.name, self.d_vocab = shown_model(weights.name), weights.d_vocab
         self.vocab = weights.vocab
         self.chats = bool(getattr(model.tokenizer, "chat_template", None))
         self.specials = frozenset(getattr(model.tokenizer, "all_special_ids", ()))

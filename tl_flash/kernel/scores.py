@@ -78,8 +78,13 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
 
     Returns:
         Their ids, int64 [count or as many as are reportable], ascending, on W_U's device.
+
+    Raises:
+        TypeError: x is not a float tensor.
+        ValueError: a shape, or an unembedding whose score is the cosine.
     """
-    u = unembedding
+    u = _dot(unembedding)
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
     with torch.no_grad(), plain_arithmetic(u.device):
         weight = Directions.of(x, None, u).rows.square().mean(0)
         weight, mean = (weight / weight.amax().clamp(min=1e-300)).float(), u.mean_column.float()[:, None]
@@ -104,9 +109,7 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         TypeError: x is not a float tensor, or ids holds something other than ids.
         ValueError: a shape, an id out of range, or an unembedding whose score is the cosine.
     """
-    u = unembedding
-    if u.score != "dot":
-        raise ValueError('unembedding: expected score "dot", got "cosine"')
+    u = _dot(unembedding)
     expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
     wanted = token_ids("ids", ids, u.d_vocab).to(u.device)
     with torch.no_grad(), plain_arithmetic(u.device):
@@ -118,6 +121,12 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
             scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
             torch.maximum(most, scores.abs_().amax(1), out=most)
         return (most / (unit @ u.root).norm(dim=1)).masked_fill_(d.zero, 0)
+
+
+def _dot(unembedding: Unembedding) -> Unembedding:
+    if unembedding.score != "dot":
+        raise ValueError(f'unembedding: expected score "dot", got {unembedding.score!r}')
+    return unembedding
 
 
 def _checked(x: Tensor, norm: Tensor | None, u: Unembedding) -> Directions:

@@ -15,7 +15,8 @@ from tl_flash.maps.later import Later
 class Null:
     """Top z-scores and kurtosis of directions that shuffle each coordinate over a layer's neurons, sorted upwards.
 
-    Each is given, or what makes it when it is first asked for.
+    Where not all draws were decoded, those that were stand for them, some for several. Each is given, or what makes it
+    when it is first asked for.
     """
 
     z: Float[Tensor, "layer draw"]

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tl_flash.evidence import Curve, ExplainedNeuron, Explanation
+from tl_flash.names import shown_model
 from tl_flash.show.plots import theme as themes
 from tl_flash.show.plots.theme import Theme, all_quoted, quoted
 
@@ -51,7 +52,7 @@ def explanation(explanation: Explanation, *, theme: str = "light") -> go.Figure:
     themes.titled(
         panels,
         colours,
-        f"What made {escape(explanation.model)} say {quoted(explanation.token)}{beside}",
+        f"What made {escape(shown_model(explanation.model))} say {quoted(explanation.token)}{beside}",
         f"{measured} {reference} · labelled by the token that they write",
     )
     _dots(panels, explanation, colours)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tl_flash.evidence import COLUMNS, Explanation, Validation, named
+from tl_flash.evidence import COLUMNS, Explanation, Validation
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def require_explained(explanation: Explanation, map: NeuronMap) -> None:
     """Refuse an explanation of another model, or of neurons that the maps do not hold."""
     token = map.vocab.string(explanation.token_id) if explanation.token_id < map.d_vocab else None
     held = all(one.neuron.layer in map.layers and one.neuron.index < map.d_mlp for one in explanation)
-    if explanation.model != named(map.source.model) or token != explanation.token or not held:
+    if explanation.model != map.source.model or token != explanation.token or not held:
         raise ValueError(
             f"explanations: expected prompts to {map.source.model} and neurons of layers {list(map.layers)}, as the "
             f"maps hold them, got {explanation!r}"

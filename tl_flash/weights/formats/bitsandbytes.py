@@ -61,8 +61,9 @@ def _eight_bits(parts: Mapping[str, Tensor]) -> Stored:
         raise ValueError(
             f"is {weight.dtype} {tuple(weight.shape)} with SCB {tuple(scales.shape)}; expected int8, one a row"
         )
-    if "weight_format" in parts and int(parts["weight_format"]) != 0:
-        raise ValueError(f"has weight_format {int(parts['weight_format'])}, expected 0, rows as they are")
+    form = parts["weight_format"].flatten().tolist() if "weight_format" in parts else [0]
+    if form != [0]:
+        raise ValueError(f"has weight_format {', '.join(map(str, form))}, expected 0, rows as they are")
 
     def unpack(rows: slice, columns: slice) -> Tensor:
         return weight[rows, columns] * scales[rows, None].float() * _PER_127
@@ -101,6 +102,7 @@ def _state(held: Tensor) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"has a quant_state that is no JSON ({error})") from error
     sizes = [state.get("blocksize"), *(state.get("shape") or [None])] if isinstance(state, dict) else [None]
+    sizes += [state[name] for name in ("nested_blocksize",) if isinstance(state, dict) and name in state]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"has quant_state {state!r}, expected a shape and a blocksize")
     return state

@@ -156,6 +156,8 @@ def _four_bit_floats(parts: Mapping[str, Tensor]) -> Stored:
             f"is {tuple(packed.shape)} bytes, scaled by {scales.dtype} {tuple(scales.shape)}; expected one float8 of "
             "16 numbers beside weight_global_scale, or one byte of 32"
         )
+    if over is not None and over.numel() != 1:
+        raise ValueError(f"has weight_global_scale {tuple(over.shape)}, expected one number")
     over = torch.ones(()) if over is None else over.float().reshape(())
 
     def unpack(rows: slice, columns: slice) -> Tensor:

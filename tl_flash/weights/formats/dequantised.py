@@ -57,6 +57,8 @@ def tensors_of(files: Files) -> Shards | QuantisedShards:
         )
     try:
         return QuantisedShards(files, FORMATS[method](quantisation))
+    except TypeError as error:  # a value of another kind than the format has there
+        raise ValueError(f"config.json: no quantization_config of {method} ({error}); fetch it again") from error
     except ValueError as error:
         raise ValueError(
             f"{files.checkpoint}: quantised by {method}, whose {error}; take the unquantised model, or another "
