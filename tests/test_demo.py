@@ -73,7 +73,7 @@ def test_the_tour_goes_through_any_model(tmp_path, capsys):
     said = capsys.readouterr().out
     for part in ("1. Decode", "2. Find", "3. Clamp", "5. Do labels hold?", "6. The lens", "through the lens"):
         assert part in said
-    assert "4. Its favourite" not in said, "this model has no chat template"
+    assert "4. Not asked for its favourite animal: its tokenizer has no chat template" in said
     written = {path.name for path in tmp_path.iterdir()}
     assert {
         "lens.safetensors",

@@ -260,6 +260,13 @@ def test_what_is_wrong_is_refused(model, asked, message):
         explain(model, PROMPT, **asked)
 
 
+def test_arguments_of_another_kind_are_refused(model):
+    with pytest.raises(TypeError, match="stats: expected what activation_stats gives, got int"):
+        explain(model, torch.tensor([1, 2]), stats=3)
+    with pytest.raises(ValueError, match="batch_size: expected a whole number, 1 or more, got 0"):
+        explain(model, torch.tensor([1, 2]), batch_size=0)
+
+
 def test_prompts_that_do_not_fit_are_refused(model):
     with pytest.raises(ValueError, match=f"at most n_ctx = {families.N_CTX} tokens"):
         explain(model, "dog " * families.N_CTX)

@@ -371,5 +371,5 @@ def test_an_explanation(bridge):
     assert theme.quoted(found[0].label_out) in [note.text for note in figure.layout.annotations]
     plain = plots.explanation(explain(bridge, "the dog saw a cat", n=4, measure=False))
     assert "kept alone" not in named(plain) and "attributed" in plain.layout.title.subtitle.text
-    with pytest.raises(TypeError, match="explanation: expected a Explanation, got dict"):
+    with pytest.raises(TypeError, match="explanation: expected an Explanation, got dict"):
         plots.explanation(found.to_dict())

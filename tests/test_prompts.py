@@ -48,6 +48,9 @@ def test_wrong_prompts_are_refused(bridge):
         Prompts.of(bridge, [])
     with pytest.raises(ValueError, match="n_ctx"):
         Prompts.of(bridge, torch.zeros(1, bridge.cfg.n_ctx + 1, dtype=torch.long))
+    for wrong in (-1, bridge.cfg.d_vocab):
+        with pytest.raises(ValueError, match=f"expected token ids of 0 to {bridge.cfg.d_vocab - 1}, got {wrong}"):
+            Prompts.of(bridge, [torch.tensor([1, wrong])])
     with pytest.raises(ValueError, match="batch_size"):
         Answers.of(bridge, Prompts.of(bridge, ["a dog"]), batch_size=0)
 

@@ -150,7 +150,8 @@ def test_logits_are_hugging_faces(model, hugging_face):
 
 def test_a_question_to_smollm2_is_its_tokenizers_own_conversation(smollm2):
     tokenizer = AutoTokenizer.from_pretrained(smollm2.folder)
-    model = SimpleNamespace(blocks=(), hook_dict={}, cfg=SimpleNamespace(n_ctx=512), tokenizer=tokenizer)
+    config = SimpleNamespace(n_ctx=512, d_vocab=len(tokenizer))
+    model = SimpleNamespace(blocks=(), hook_dict={}, cfg=config, tokenizer=tokenizer)
     asked = [{"role": "user", "content": "What is your favourite animal?"}]
     [row] = Prompts.of(model, [asked[0]["content"]], chat=True).rows
     own = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=False)

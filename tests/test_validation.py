@@ -76,6 +76,21 @@ def test_the_units_may_come_from_other_texts(model, hits):
         assert abs(row["value"]) == pytest.approx(5 * stats[hit.neuron].abs_max, rel=1e-6)
 
 
+def test_the_dose_may_be_chosen(model, hits, result):
+    weaker = validate(model, hits, prompts=PROMPTS, controls=2, dose=1.0)
+    for row, full in zip(weaker.records, result.records, strict=True):
+        assert row["value"] == pytest.approx(full["value"] / 5, rel=1e-5)
+    for wrong, error, message in [
+        (0, ValueError, "above 0"),
+        (float("inf"), ValueError, "above 0"),
+        ("5", TypeError, "dose: expected a number, got '5'"),
+    ]:
+        with pytest.raises(error, match=message):
+            validate(model, hits, prompts=PROMPTS, controls=2, dose=wrong)
+    with pytest.raises(ValueError, match="dose: .* would not be used with value=3.0"):
+        validate(model, hits, prompts=PROMPTS, controls=2, value=3.0, dose=2.0)
+
+
 def test_stats_that_would_not_be_used_are_refused(model, hits):
     with pytest.raises(ValueError, match="would not be used"):
         validate(model, hits, prompts=PROMPTS, value=2.5, stats=activation_stats(model, PROMPTS))

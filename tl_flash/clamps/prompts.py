@@ -69,8 +69,8 @@ class Prompts:
 
         Raises:
             TypeError: they are one string, or of another kind; a model without hooks.
-            ValueError: there are none, one is empty, or one is longer than the model's n_ctx; a mask that fits no
-                padding; chat without a chat template, or of token ids.
+            ValueError: there are none, one is empty, or one is longer than the model's n_ctx; an id that the model has
+                not; a mask that fits no padding; chat without a chat template, or of token ids.
 
         Example:
             >>> from tl_flash.clamps import Prompts
@@ -87,6 +87,12 @@ class Prompts:
         longest = max(map(len, rows))
         if longest > model.cfg.n_ctx:
             raise ValueError(f"prompts: expected at most n_ctx = {model.cfg.n_ctx} tokens, got one of {longest}")
+        least, most = (int(torch.cat(rows).aminmax()[at]) for at in (0, 1))
+        if least < 0 or most >= model.cfg.d_vocab:
+            raise ValueError(
+                f"prompts: expected token ids of 0 to {model.cfg.d_vocab - 1}, got {least if least < 0 else most}; "
+                "tokenise with this model's own tokenizer"
+            )
         return cls(tuple(rows), tuple(text for text, _ in tokenised))
 
     def batches(self, batch_size: int) -> Iterator[tuple[list[int], Int[Tensor, "prompt position"]]]:

@@ -17,6 +17,7 @@ from tl_flash.evidence.attribution import Attribution, attribute, require_dense
 from tl_flash.evidence.curve import Curve
 from tl_flash.evidence.explanation import ExplainedNeuron, Explanation
 from tl_flash.lens import JacobianLens, Rule, lens_of, own_texts, require_rule
+from tl_flash.maps import require_count
 from tl_flash.names import Neuron
 from tl_flash.vocab import Vocab, writes_what_it_reads
 from tl_flash.weights import MLPWeights, read
@@ -108,6 +109,8 @@ def explain(
     made = None if lens is None else lens_of(model, lens, progress=progress)
     if made is not None:
         made.require_model(weights)
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
     stats = _reference_stats(model, stats, d_mlp, measure or reference == "mean", reference, progress)
     zeros = torch.zeros(len(model.blocks), d_mlp)
     values = zeros if reference == "zero" or stats is None else stats.mean
@@ -265,6 +268,8 @@ def _reference_stats(
 ) -> ActivationStats | None:
     """Those given; else, where they are needed and there is a tokenizer, of some of the package's own texts."""
     if stats is not None:
+        if not isinstance(stats, ActivationStats):
+            raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
         if stats.layers != tuple(range(len(model.blocks))) or stats.mean.shape[1] != d_mlp:
             raise ValueError(
                 f"stats: expected all {len(model.blocks)} layers of {d_mlp} neurons, got layers {stats.layers} of "

@@ -149,8 +149,8 @@ def validate(
     Raises:
         TypeError: an argument of another kind.
         ValueError: no neurons, labels of another model or of no neurons' side, fewer than 2 controls or more than the
-            layer has; every neuron's hook_post 0 on all prompts, or one missing in the stats (for "auto"); stats
-            beside a value that does not use them, or a lens beside labels of your own.
+            layer has; every neuron's hook_post 0 on all prompts, or one missing in the stats (for "auto"); a dose that
+            is not above 0; a dose or stats beside a value that does not use them, or a lens beside labels of your own.
 
     Example:
         >>> validate(model, flash_decode(model, side="out").specialised(2, quantile=0.5), controls=3).side
@@ -169,8 +169,7 @@ def validate(
     if len(labels) == 0:
         raise ValueError("labels: expected at least one neuron, got none (is any specialised?)")
     _require_value(value)
-    if not 0 < dose < math.inf:
-        raise ValueError(f"dose: expected a number above 0, got {dose!r}")
+    _require_dose(dose, value)
     if stats is not None and not isinstance(stats, ActivationStats):
         raise TypeError(f"stats: expected what activation_stats gives, got {type(stats).__name__}")
     if stats is not None and value != "auto":
@@ -215,6 +214,15 @@ def _require_value(value: Any) -> None:
         raise TypeError(f'value: expected a number or "auto", got {value!r}')
     if isinstance(value, str) or not math.isfinite(value):
         raise ValueError(f'value: expected a number or "auto", finite, got {value!r}')
+
+
+def _require_dose(dose: Any, value: float | str) -> None:
+    if isinstance(dose, bool) or not isinstance(dose, Real):
+        raise TypeError(f"dose: expected a number, got {dose!r}")
+    if not 0 < float(dose) < math.inf:
+        raise ValueError(f"dose: expected a number above 0, got {dose!r}")
+    if value != "auto" and dose != DOSE:
+        raise ValueError(f'dose: it is of value="auto", and would not be used with value={value!r}; give one')
 
 
 def _require_own(weights: MLPWeights, hits: Hits, lens: JacobianLens | None, remade: bool) -> None:

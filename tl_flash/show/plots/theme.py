@@ -121,7 +121,8 @@ def require(name: str, given: object, *kinds: type) -> None:
     """
     if not isinstance(given, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{name}: expected a {expected}, got {type(given).__name__}")
+        article = "an" if expected[0] in "AEIOU" else "a"
+        raise TypeError(f"{name}: expected {article} {expected}, got {type(given).__name__}")
 
 
 def pairs() -> list[tuple[str, str]]:
