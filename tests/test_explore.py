@@ -180,6 +180,7 @@ def test_an_explanation_is_the_packages(explorer, model):
     told = explorer.told("explain", "explained", before=before.tolist(), token=5)["explanation"]
     found = explain(model, before, token=5, n=measuring.EXPLAINED, measure=False)
     assert told["token"] == found.token and len(told["prompt"]) == len(before)
+    assert told["model"] == explorer.session.name, "and not where it lies"
     assert [one["neuron"] for one in told["neurons"]] == [str(one.neuron) for one in found]
 
 
@@ -210,6 +211,7 @@ def test_a_lost_connection_comes_back_to_the_rest(explorer):
     assert sorted(events) == list(range(len(events)))
     again = dict(explorer.follow(id, last=3))
     assert again == {at: event for at, event in events.items() if at > 3}
+    assert dict(explorer.follow(id, last="9" * 5000)) == events, "what is no number of an event begins anew"
 
 
 def test_a_running_job_is_cancelled(explorer, model, monkeypatch):

@@ -22,8 +22,6 @@ DRAINED = 1 << 27
 """Bytes of a refused body that are read and thrown away, so that its sender sees the answer."""
 SLOWEST = 20.0
 """Seconds that a body may take."""
-_DIGITS = 18
-"""Of a length; more say no less of it."""
 COOKIE = "tl_flash_token"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -113,7 +111,7 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
 
 def _declared(headers: Mapping[str, list[str]]) -> int:
     (length, *_) = headers.get("content-length", ["0"])
-    return int(length[:_DIGITS]) if length.isascii() and length.isdigit() else 0
+    return int(length) if length.isdigit() else 0
 
 
 def _kind(headers: Mapping[str, list[str]]) -> str:
