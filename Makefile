@@ -12,27 +12,27 @@ export HF_HUB_OFFLINE ?= 1
 install: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
-	$(call environment,$(VENV),constraints.txt)
+	$(call environment,$(VENV),constraints.txt,dev-gpu)
 
 # TransformerLens 4, which has TransformerBridge alone.
 $(TL4)/.done: pyproject.toml constraints.txt
 	mkdir -p $(TL4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
-	$(call environment,$(TL4),$(TL4)/constraints.txt)
+	$(call environment,$(TL4),$(TL4)/constraints.txt,dev)
 
 # TransformerLens 2, which has HookedTransformer alone, and needs older releases of much else.
 $(TL2)/.done: pyproject.toml .ci/constraints-tl2.txt
-	$(call environment,$(TL2),.ci/constraints-tl2.txt)
+	$(call environment,$(TL2),.ci/constraints-tl2.txt,dev)
 
 # What pip finds today, with no constraint but torch's.
 $(NEWEST)/.done: pyproject.toml constraints.txt
 	grep '^torch==' constraints.txt > $(VENV)/torch.txt
-	$(call environment,$(NEWEST),$(VENV)/torch.txt)
+	$(call environment,$(NEWEST),$(VENV)/torch.txt,dev-gpu)
 
 define environment
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install -q -c $(2) torch
-	$(1)/bin/pip install -q -c $(2) -e ".[dev]"
+	$(1)/bin/pip install -q -c $(2) -e ".[$(3)]"
 	touch $(1)/.done
 endef
 

@@ -1,7 +1,7 @@
 """Errors of the engine's statistics on trained weights: python -m benchmarks.accuracy [--model smollm2] [--rows 256].
 
 All sides of the first, the middle and the last layer, against float64: the worst row of each, screened in float32 and
-in bf16, whatever is faster here.
+in bf16, whatever is faster here, and in float16 with the statistics that a GPU gives (and precision="fast": unproven).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tl_flash.progress import track
 from tl_flash.weights import MLPWeights, read
 
 STATISTICS = ["log_z", "std", "kurtosis", "ids_that_differ"]
+SCREENS = {"float32": (None, "exact"), "bf16": (torch.bfloat16, "exact"), "float16": (torch.float16, "fast")}
 AT_A_TIME = 16  # rows of float64 scores
 
 
@@ -39,7 +40,7 @@ def main() -> None:
 
 def errors(weights: MLPWeights, n: int) -> Iterator[dict]:
     """A row a screen, layer and side."""
-    screens = {screen: _prepared(weights, screen == "bf16") for screen in ("float32", "bf16")}
+    screens = {screen: _prepared(weights, *how) for screen, how in SCREENS.items()}
     layers = (0, weights.n_layers // 2, weights.n_layers - 1)
     for layer in track(layers, "layers", None, total=len(layers)):
         for side in weights.sides:
@@ -51,12 +52,12 @@ def errors(weights: MLPWeights, n: int) -> Iterator[dict]:
                 yield {"screen": screen, "layer": layer, "side": side, "rows": len(x)} | _worst(readout, right)
 
 
-def _prepared(weights: MLPWeights, bf16: bool) -> Unembedding:
+def _prepared(weights: MLPWeights, low: torch.dtype | None, precision: str) -> Unembedding:
     with (
-        mock.patch.object(unembedding, "screens_in_bf16", lambda W_U: bf16),
+        mock.patch.object(unembedding, "screened_in", lambda W_U: low),
         mock.patch.object(unembedding, "ROWS_TO_PAY", 0),
     ):
-        return prepare(weights.W_U, gain=weights.final_gain, centre=weights.centre)
+        return prepare(weights.W_U, gain=weights.final_gain, centre=weights.centre, precision=precision)
 
 
 def _truth(x: Tensor, weights: MLPWeights) -> Readout:

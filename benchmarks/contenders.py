@@ -6,14 +6,16 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tl_flash.bench import plain, products
-from tl_flash.kernel import decode, forget, multiplies_bf16_faster, prepare
+from tl_flash.kernel import decode, forget, prepare, screens
 
 K = 10
+LOW = {"bf16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ def contenders(x: Tensor, W_U: Tensor, most_rows: int) -> Iterator[Contender]:
     yield Contender(OURS, lambda: (forget(), decode(x, prepare(W_U), k=K)), n)
     yield Contender("tl_flash", lambda: decode(x, prepared, k=K), n)
     yield Contender("tl_flash, no proof", lambda: decode(x, unproven, k=K), n)
-    if multiplies_bf16_faster(x.device):
-        low, low_W = x.bfloat16(), W_U.bfloat16()
-        yield Contender("product alone, bf16", lambda: products(low, low_W), n)
-    else:
-        yield Contender("product alone, bf16", None, note="no faster than float32 on this device")
+    for name, dtype in list(LOW.items())[: 2 if x.is_cuda else 1]:
+        if screens.fast_dtype(x.device) is None:
+            yield Contender(f"product alone, {name}", None, note="no faster than float32 on this device")
+        else:
+            low, low_W = x.to(dtype), W_U.to(dtype)
+            yield Contender(f"product alone, {name}", partial(products, low, low_W), n)
     yield Contender("product alone, float32", lambda: products(some, W), len(some))
     yield Contender("plain definition", lambda: plain(some, W, K), len(some))
     yield Contender("64-row readout", lambda: _chunked_readout(some, W), len(some))

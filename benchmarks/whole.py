@@ -19,7 +19,7 @@ from benchmarks.measure import device_name, stem
 from benchmarks.real_models import SMOLLM2
 from tl_flash import flash_decode, load_model
 from tl_flash.bench import interleaved, products
-from tl_flash.kernel import forget, multiplies_bf16_faster
+from tl_flash.kernel import fast_dtype, forget
 from tl_flash.weights import read
 
 CPU = torch.device("cpu")
@@ -59,9 +59,9 @@ def race(model: Any, rounds: int) -> dict[str, Any]:
         flash_decode(model, progress=False)
 
     runs: dict[str, Callable[[], object]] = {"flash_decode": decode, "product, float32": lambda: products(rows, W_U)}
-    if multiplies_bf16_faster(CPU):
-        low = W_U.bfloat16()
-        runs["product, bf16"] = lambda: products(rows.bfloat16(), low)
+    if low := fast_dtype(CPU):
+        low_rows, low_W = rows.to(low), W_U.to(low)
+        runs["product, bf16"] = lambda: products(low_rows, low_W)
     took = {name: statistics.median(seconds) for name, seconds in interleaved(runs, rounds, CPU).items()}
     floor = min(seconds for name, seconds in took.items() if name.startswith("product"))
     rounded = {name: round(seconds, 2) for name, seconds in took.items()}

@@ -12,6 +12,9 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when imported
+
 from benchmarks import real_models  # noqa: E402
 from tests import families  # noqa: E402
 from tl_flash import load_model  # noqa: E402

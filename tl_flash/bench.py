@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_flash import kernel
 from tl_flash.devices import device_of
-from tl_flash.kernel import multiplies_bf16_faster, parts, plain_arithmetic
+from tl_flash.kernel import fast_dtype, parts, plain_arithmetic
 from tl_flash.progress import track
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def bench(
         A pandas frame, a row a contender: `contender`, `seconds` (median over rounds), `over_decode` (seconds over
         those of tl_flash's decode) and `directions_per_second`. The unembedding is prepared once, before the clock
         starts; its row says how long that takes. The matrix product alone is the floor of what screens in that dtype;
-        bf16 is left out where the device multiplies it no faster.
+        beside float32 the one that this device multiplies faster, if there is one.
 
     Raises:
         ValueError: a size below 1, or an unknown dtype or device.
@@ -77,9 +77,9 @@ def bench(
         "plain definition": lambda: plain(x, wide, k),
         "matrix product alone, float32": lambda: products(x.float(), wide),
     }
-    if multiplies_bf16_faster(place):
-        low = W_U.bfloat16()
-        runs["matrix product alone, bf16"] = lambda: products(x.bfloat16(), low)
+    if low := fast_dtype(place):
+        few, low_W = x.to(low), W_U.to(low)
+        runs[f"matrix product alone, {str(low).removeprefix('torch.')}"] = lambda: products(few, low_W)
     medians = {
         name: statistics.median(times[1:]) for name, times in interleaved(runs, rounds + 1, place, progress).items()
     }

@@ -22,6 +22,8 @@ from tl_flash.weights import MLPWeights
 
 BINS, MATCHED = 8, 128
 """Lengths of columns that tokens are matched in, and how many random tokens of each stand for the vocabulary."""
+_SHUFFLED = 512
+"""Shuffled directions a layer and side: fewer than a map's null has, since their mean and variance are known."""
 _FEWEST = 16
 """Tokens beside the concepts' that there must be to draw from."""
 
@@ -43,15 +45,13 @@ class Scan:
     own: Columns
     """Of the concepts' tokens."""
     all: Columns
-    """Of these, then of the random ones."""
+    """Of these, then of the random ones, each by its length."""
     ids: tuple[tuple[int, ...], ...]
     """By concept."""
     weights: Float[Tensor, "token concept"]
     """Of each of the concepts' tokens in each concept; every concept's sum to 1."""
     lengths: Float[Tensor, " token"]
     """Of the concepts' tokens' columns."""
-    random_lengths: Float[Tensor, " token"]
-    """Of those of the random ones."""
     share: Float[Tensor, "token bin"]
     """Of each random token in its bin: 1 / their number."""
     bin_of: Int64[Tensor, " token"]
@@ -74,14 +74,15 @@ class Scan:
         places = tuple(torch.tensor([ids.index(id) for id in tokens]) for tokens in sets)
         for at, tokens in enumerate(sets):
             weights[places[at], at] = torch.tensor(list(tokens.values())) / sum(tokens.values())
-        every = Columns.of(unembedding, torch.cat([torch.tensor(ids), *drawn]))
+        chosen = torch.cat([torch.tensor(ids), *drawn])
+        every, divisor = Columns.of(unembedding, chosen), lengths[chosen].to(unembedding.device)
+        divisor[: len(ids)] = 1
         return cls(
             own=Columns(every.columns[:, : len(ids)], every.covariance),
-            all=every,
+            all=Columns(every.columns / divisor, every.covariance),
             ids=tuple(tuple(tokens) for tokens in sets),
             weights=weights.to(unembedding.device),
             lengths=lengths[ids],
-            random_lengths=lengths[torch.cat(drawn)].to(unembedding.device),
             share=share.to(unembedding.device),
             bin_of=torch.bucketize(lengths[ids], inner, right=True),
             places=places,
@@ -137,7 +138,7 @@ class _Reading:
         breadth, top = self._plan.carried(z, means)
         for kept, made in ((self.z, means), (self.breadth, breadth), (self.top, top)):
             kept[:, here] = made.T.to("cpu", kept.dtype)
-        moments = moments_by_bin(random / self._plan.random_lengths, self._plan.share)
+        moments = moments_by_bin(random, self._plan.share)
         for kept, made in zip((self.mean, self.variance, self.kurtosis), moments, strict=True):
             kept[here] = made.cpu()
         if block.start == 0:
@@ -156,18 +157,21 @@ class Shuffled:
     """A layer's shuffled directions on one side, gathered as its blocks come by."""
 
     def __init__(self, rows: Rows, like: Tensor) -> None:
-        self._from = shuffled_rows(rows.size, like.shape[1], seed=rows.layer).to(like.device)
+        self._from = shuffled_rows(rows.size, like.shape[1], seed=rows.layer)[:_SHUFFLED].to(like.device)
         self._n = rows.size
         self._x = torch.zeros(self._from.shape, device=like.device)
         self._sum, self._squares = torch.zeros(2, like.shape[1], dtype=torch.float64, device=like.device)
 
     def add(self, block: Block) -> None:
         """Take the coordinates that come from this block."""
-        here = (self._from >= block.start) & (self._from < block.start + len(block.x))
-        places = (self._from - block.start).clamp(0, len(block.x) - 1)
-        self._x = torch.where(here, block.x.gather(0, places), self._x)
+        if len(block.x) == self._n:
+            self._x = block.x.gather(0, self._from)
+        else:
+            here = (self._from >= block.start) & (self._from < block.start + len(block.x))
+            places = (self._from - block.start).clamp(0, len(block.x) - 1)
+            self._x = torch.where(here, block.x.gather(0, places), self._x)
         self._sum += block.x.sum(0, dtype=torch.float64)
-        self._squares += block.x.double().square().sum(0)
+        self._squares += block.x.square().sum(0, dtype=torch.float64)
 
     def moments(self, plan: Scan) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and standardised fourth moment of their mean z over each concept's tokens, [concept].
@@ -177,13 +181,13 @@ class Shuffled:
         A direction's score, z times its standard deviation over the vocabulary, is a sum of independent coordinates,
         so its mean and variance are known; what the draws miss of them is put right in those of z.
         """
-        x = self._x[self._x.any(1)]
+        x = self._x if self._x.any(1).all() else self._x[self._x.any(1)]
         if len(x) < 2:
             nothing = torch.full((plan.weights.shape[1],), torch.nan)
             return nothing, nothing, nothing
         z = (plan.own.z(x) @ plan.weights).double()
         mean_column = plan.own.columns.double() @ plan.weights.double()
-        score = x.double() @ mean_column
+        score = (x @ mean_column.float()).double()
         mean = self._sum / self._n
         variance = self._squares / self._n - mean.square()
         slope = ((z - z.mean(0)) * (score - score.mean(0))).mean(0) / score.var(0, correction=0)

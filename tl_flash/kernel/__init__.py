@@ -18,7 +18,7 @@ from tl_flash.kernel.kept import forget, held_bytes
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.reference import reference_decode
 from tl_flash.kernel.scores import greatest_z, moments, token_scores, widest_tokens
-from tl_flash.kernel.screens import multiplies_bf16_faster, screens_in_bf16
+from tl_flash.kernel.screens import fast_dtype, screened_in
 from tl_flash.kernel.streaming import decode, decode_each
 from tl_flash.kernel.unembedding import Unembedding, prepare
 
@@ -31,16 +31,16 @@ __all__ = [
     "column_lengths",
     "decode",
     "decode_each",
+    "fast_dtype",
     "forget",
     "greatest_z",
     "held_bytes",
     "moments",
-    "multiplies_bf16_faster",
     "parts",
     "plain_arithmetic",
     "prepare",
     "reference_decode",
-    "screens_in_bf16",
+    "screened_in",
     "token_scores",
     "widest_tokens",
 ]

@@ -8,6 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+
+FLOAT32_ROUNDOFF = 2.0**-24  # a significand of 24 bits
 
 
 def parts(total: int, size: int) -> Iterator[slice]:
@@ -19,10 +22,13 @@ def parts(total: int, size: int) -> Iterator[slice]:
 
 @contextmanager
 def plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """Keep products in the precision asked for: no autocast, no TF32, no bf16 partial sums. The bounds depend on it."""
+    """Keep products in the precision asked for, on which bounds depend: no autocast, TF32, or sums below float32."""
     with ExitStack() as settings:
         settings.enter_context(torch.autocast(device.type, enabled=False))
-        settings.enter_context(_set(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False))
+        for less in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+            settings.enter_context(_set(torch.backends.cuda.matmul, less, False))
+        if hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"):  # torch 2.7 and later
+            settings.enter_context(_set(torch.backends.cuda.matmul, "allow_fp16_accumulation", False))
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later; the older way may raise there
             for backend in (torch.backends.cuda, torch.backends.mkldnn):
                 settings.enter_context(_set(getattr(backend, "matmul"), "fp32_precision", "ieee"))  # noqa: B009
@@ -30,6 +36,11 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
             settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
         yield
+
+
+def upper_float32(lengths: Tensor) -> Tensor:
+    """Lengths in float32, none less than it was."""
+    return (lengths * (1 + 2.0**-22)).float()
 
 
 @contextmanager

@@ -22,9 +22,9 @@ class Columns:
     """Some tokens' columns, ready to score directions; all of it on the device of W_U."""
 
     columns: Tensor
-    #   float32 [d_model, m], of W_U', less the mean over the vocabulary
+    #   float32 [d_model, m], of W_U', less the mean over the vocabulary, in the length of a typical column of W_U
     covariance: Tensor
-    #   float32 [d_model, d_model], of all columns of W_U' over the vocabulary
+    #   float32 [d_model, d_model], of all columns of W_U' over the vocabulary, in the same unit
 
     @classmethod
     def of(cls, unembedding: Unembedding, ids: Tensor) -> Columns:
@@ -36,7 +36,7 @@ class Columns:
         """
         wanted = token_ids("ids", ids, unembedding.d_vocab).to(unembedding.device)
         covariance = _folded(unembedding, _folded(unembedding, unembedding.covariance.double()).T)
-        return cls(centred_columns(unembedding, wanted), covariance.float())
+        return cls(centred_columns(unembedding, wanted) / unembedding.measures.size, covariance.float())
 
     def z(self, x: Tensor) -> Tensor:
         """Z-scores of each token in each direction, float32 [n, m] on W_U's device; NaN in a zero direction.
@@ -49,8 +49,8 @@ class Columns:
         with torch.no_grad(), plain_arithmetic(self.columns.device):
             x = x.detach().to(self.columns.device, torch.float32)
             unit = x / x.norm(dim=1, keepdim=True)
-            std = ((unit @ self.covariance) * unit).sum(1).clamp(min=0).sqrt()
-            return (unit @ self.columns) / std[:, None]
+            std = torch.linalg.vecdot(unit @ self.covariance, unit).clamp_(min=0).sqrt_()
+            return unit.div_(std[:, None]) @ self.columns
 
 
 def centred_columns(unembedding: Unembedding, ids: Tensor | slice) -> Tensor:

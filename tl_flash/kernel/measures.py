@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import parts
-from tl_flash.kernel.screens import FLOAT32_ROUNDOFF, upper_float32
+from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, parts, upper_float32
 
 CACHED_BYTES = 2**19  # of a piece of W_U in float32
 _ROWS, _RUN = 4, 512  # coordinates in a piece where columns are not contiguous, and tokens that are summed in float32

@@ -21,7 +21,7 @@ class Reduced(NamedTuple):
 
     extremes: Tensor
     #   [2, n, blocks], greatest score of a reportable token in each block, at pole 1 of the scores' negatives; finite;
-    #   float32, or for bfloat16 whole numbers that `as_floats` turns into it
+    #   as scores are, or for bfloat16 whole numbers; `as_floats` makes it float32
     squares: Tensor
     #   float64 [n], sum over the vocabulary of (score - mean)^2
     fourths: Tensor
@@ -47,7 +47,7 @@ def reduce(
     """Reduce screened scores, some rows at a time.
 
     Args:
-        scores: float32 or bfloat16 [n, size * blocks]; token t is in block t mod blocks.
+        scores: float32, bfloat16 or float16 [n, size * blocks]; token t is in block t mod blocks.
         d_vocab: how many are scores of tokens; what lies beyond is anything.
         mean: float32 [n, 1], the mean of each row; None where it is 0.
         slope: float32 [n, 1], what log_z multiplies centred scores with; None where no log_z is wanted.
@@ -75,7 +75,7 @@ def reduce(
 def as_floats(ordered: Tensor) -> Tensor:
     """float32: the scores that whole numbers of `Reduced.extremes` stand for, or that are floats already."""
     if ordered.is_floating_point():
-        return ordered
+        return ordered.float()
     return (ordered >> _SIGN).bitwise_and_(_MAGNITUDE).bitwise_xor_(ordered).view(torch.bfloat16).float()
 
 

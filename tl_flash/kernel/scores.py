@@ -62,7 +62,7 @@ def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
             d = _checked(x[rows], None, u)
             unit = (d.rows / d.length[:, None]).float()
             mean[rows] = d.mean.masked_fill(d.zero, math.nan)
-            std[rows] = ((unit @ u.root).norm(dim=1).double() * d.length).masked_fill(d.zero, math.nan)
+            std[rows] = (u.deviations(unit) * d.length).masked_fill(d.zero, math.nan)
     return mean, std
 
 
@@ -90,7 +90,7 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
         weight, mean = (weight / weight.amax().clamp(min=1e-300)).float(), u.mean_column.float()[:, None]
         spread = torch.empty(u.d_vocab, dtype=torch.float32, device=u.device)
         for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
-            spread[part] = weight @ (u.W_U[:, part].float() - mean).square_()
+            spread[part] = weight @ (u.W_U[:, part].float() - mean).div_(u.measures.size).square_()
         spread[u.ignored] = -1
         return spread.topk(min(count, u.d_vocab - len(u.ignored))).indices.sort().values
 
@@ -120,7 +120,7 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         for part in parts(len(wanted), max(PART_BYTES // (4 * u.d_model), 1)):
             scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
             torch.maximum(most, scores.abs_().amax(1), out=most)
-        return (most / (unit @ u.root).norm(dim=1)).masked_fill_(d.zero, 0)
+        return (most / u.deviations(unit)).float().masked_fill_(d.zero, 0)
 
 
 def _dot(unembedding: Unembedding) -> Unembedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import parts, plain_arithmetic
+from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, parts, plain_arithmetic, upper_float32
+from tl_flash.kernel.measures import Measures
 
-FLOAT32_ROUNDOFF, BF16_ROUNDOFF = 2.0**-24, 2.0**-8  # significands of 24 and 8 bits
-LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in bf16
+ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of 8 and of 11
+LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in low precision
 PART_BYTES = 2**20  # of a piece of W_U that is worked on
+_TYPICAL_FLOAT16 = 2.0**-10, 2.0**10  # lengths of columns held in float16 that are multiplied as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +27,7 @@ class Screen:
     weights: Tensor
     #   [d_model, d_vocab]; multiplied in `dtype`
     dtype: torch.dtype
-    #   float32 or bfloat16
+    #   float32, bfloat16 or float16
     scaled: bool
     #   weights hold column_scale already, and less their mean over the vocabulary
     accumulation: float
@@ -32,9 +35,21 @@ class Screen:
     rounding: float
     bounds: Callable[[], tuple[Tensor, Tensor | None]]
     #   makes `reach` and `residual`
+    power: float = 1.0
+    #   of two: weights hold so many times the columns, and directions are divided by it
     main: Tensor | None = None
     #   float32 [d_model, r], directions in which the columns vary most: weights hold r rows more, their coordinates in
     #   these, which multiply what rounding took from a direction in these
+
+    @property
+    def greatest(self) -> float:
+        """No number of `dtype` is beyond."""
+        return torch.finfo(self.dtype).max
+
+    @property
+    def underflow(self) -> float:
+        """What a score may lose beside `rounding` for being near 0."""
+        return torch.finfo(self.dtype).tiny
 
     @property
     def reach(self) -> Tensor:
@@ -52,26 +67,30 @@ class Screen:
         return self.weights.nbytes + sum(each.nbytes for each in self.bounds() if each is not None)
 
 
-def screens_in_bf16(W_U: Tensor) -> bool:
-    """Whether scores are screened in bf16: not where the product is too small for the time that it saves to show."""
-    return len(W_U) >= LEAST_D_MODEL and W_U.shape[1] >= LEAST_D_VOCAB and multiplies_bf16_faster(W_U.device)
+def screened_in(W_U: Tensor) -> torch.dtype | None:
+    """In what many directions are screened; None for float32, also where the product is too small for it to show."""
+    large = len(W_U) >= LEAST_D_MODEL and W_U.shape[1] >= LEAST_D_VOCAB
+    return fast_dtype(W_U.device) if large else None
 
 
 @cache
-def multiplies_bf16_faster(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 matrices so much faster than float32 ones that it pays.
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of low precision whose matrices `device` multiplies so much faster than float32 ones that it pays.
 
-    A GPU's or an x86 processor's instructions tell. Where torch does not tell of them, it is tried once.
+    On a GPU with tensor cores float16, which is as fast there as bf16 and eight times finer; on a CPU bf16. Its
+    instructions tell, or where torch does not tell of them, it is tried once.
     """
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
     if device.type != "cpu":
-        return False
+        return None
     told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if told.get("architecture") == "x86_64":
         intel = "Intel" in str(told.get("cpu_name"))  # whose AVX-512 multiplies bf16 no faster than float32
-        return bool(told.get("amx_bf16") or (told.get("avx512_bf16") and not intel))
-    return _tries_bf16_faster()
+        pays = bool(told.get("amx_bf16") or (told.get("avx512_bf16") and not intel))
+    else:
+        pays = _tries_bf16_faster()
+    return torch.bfloat16 if pays else None
 
 
 def _tries_bf16_faster() -> bool:
@@ -104,43 +123,46 @@ def plain_screen(W_U: Tensor, reach: Callable[[], Tensor]) -> Screen:
     )
 
 
-def needs_no_copy(W_U: Tensor, column_scale: Tensor | None) -> bool:
-    """Whether W_U is screened in bf16 as it is held."""
+def needs_no_copy(W_U: Tensor, dtype: torch.dtype, column_scale: Tensor | None, size: float) -> bool:
+    """Whether W_U, whose columns are about so long, is screened in `dtype` as it is held."""
     aligned = W_U.stride(0) == 1 or (W_U.stride(1) == 1 and W_U.shape[1] % 8 == 0)
-    return W_U.dtype == torch.bfloat16 and column_scale is None and aligned
+    typical = dtype != torch.float16 or _TYPICAL_FLOAT16[0] < size < _TYPICAL_FLOAT16[1]
+    return W_U.dtype == dtype and column_scale is None and aligned and typical
 
 
-def bf16_screen(
-    W_U: Tensor, column_scale: Tensor | None, mean_column: Tensor, reach: Tensor, main: Callable[[], Tensor]
-) -> Screen:
-    """W_U itself where it is held in bf16 and unscaled, else a bf16 copy, scaled and less its mean."""
+def low_screen(W_U: Tensor, dtype: torch.dtype, measures: Measures, main: Callable[[], Tensor]) -> Screen:
+    """W_U itself where it is held in `dtype` and unscaled, else a copy in it, scaled and less its mean.
+
+    A copy is taken times a power of two, by which directions are divided, that makes typical coordinates of both
+    d_model^-1/4: neither beyond float16, nor their squares beyond float32.
+    """
     # Matrix units sum in float32 but may truncate where a CPU rounds: twice the roundoff.
     accumulation = 2.02 * (len(W_U) + 8) * FLOAT32_ROUNDOFF
-    rounding = 1.01 * BF16_ROUNDOFF
-    if needs_no_copy(W_U, column_scale):
-        return Screen(W_U, torch.bfloat16, False, accumulation, rounding, lambda: (reach, None))
+    rounding = 1.01 * ROUNDOFF[dtype]
+    column_scale, reach = measures.column_scale, measures.reach
+    if needs_no_copy(W_U, dtype, column_scale, measures.size):
+        return Screen(W_U, dtype, False, accumulation, rounding, lambda: (reach, None))
     d_model, d_vocab = W_U.shape
+    power = 2.0 ** round(math.log2(d_model**0.25 / measures.size))
+    greatest = torch.finfo(dtype).max
     exact = torch.float64 if W_U.dtype == torch.float64 else torch.float32
     directions = main().to(exact)
-    copy = torch.empty(d_vocab, d_model + directions.shape[1], dtype=torch.bfloat16, device=W_U.device)
+    copy = torch.empty(d_vocab, d_model + directions.shape[1], dtype=dtype, device=W_U.device)
     length, residual = torch.empty(2, d_vocab, dtype=exact, device=W_U.device)
-    mean, scale = mean_column.to(exact), None if column_scale is None else column_scale.to(exact)[:, None]
+    mean, scale = measures.mean_column.to(exact), None if column_scale is None else column_scale.to(exact)[:, None]
     for part in parts(d_vocab, PART_BYTES // (4 * d_model)):
         W = W_U[:, part].T.to(exact, copy=True)
         if scale is not None:
             W *= scale[part]
         W -= mean
-        copy[part, :d_model] = W
+        W *= power
+        copy[part, :d_model] = W.clamp(-greatest, greatest)
         copy[part, d_model:] = W @ directions
         rounded = copy[part, :d_model].to(exact)
         torch.linalg.vector_norm(rounded, dim=1, out=length[part])
         torch.linalg.vector_norm(W.sub_(rounded), dim=1, out=residual[part])
-    summed = 1 + (d_model + 4) * FLOAT32_ROUNDOFF
-    unseen = 4 * FLOAT32_ROUNDOFF * (reach.double() + mean_column.norm())  # the roundings of mean, scale and W - mean
+    summed = (1 + (d_model + 4) * FLOAT32_ROUNDOFF) / power
+    # The roundings of mean, scale and W - mean.
+    unseen = 4 * FLOAT32_ROUNDOFF * (reach.double() + measures.mean_column.norm())
     bounds = upper_float32(length.double() * summed), upper_float32(residual.double() * summed + unseen)
-    return Screen(copy.T, torch.bfloat16, True, accumulation, rounding, lambda: bounds, directions.float())
-
-
-def upper_float32(lengths: Tensor) -> Tensor:
-    """Lengths in float32, none less than it was."""
-    return (lengths * (1 + 2.0**-22)).float()
+    return Screen(copy.T, dtype, True, accumulation, rounding, lambda: bounds, power, directions.float())

@@ -55,8 +55,9 @@ def decode(
 
     Returns:
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
-            as float32 sums of float32 scores, also where a CPU screens in bf16: see `statistics`. On a GPU, and under
-            precision="fast", they carry what rounding to bf16 leaves, in log_z up to some 1e-2 on trained weights. A
+            as float32 sums of float32 scores, also where a CPU screens in bf16: see `statistics`. On a GPU they carry
+            what rounding to float16 leaves, in log_z up to some 1e-3 on trained weights, and under precision="fast" on
+            a CPU what rounding to bf16 does, up to some 1e-2. A
             direction that is zero, once centred and times gain, or whose norm is given as 0, has no reading: see
             Readout.
 
@@ -116,8 +117,7 @@ class _Tiles:
     def of(self, n: int) -> Tile:
         """What n directions more are screened with."""
         self.rows += n
-        many = self.u.bf16_from is not None and self.rows >= self.u.bf16_from
-        return self.fast if many and self.u.kept.summed else self.plain
+        return self.fast if self.rows >= self.u.many and self.u.kept.summed else self.plain
 
     @cached_property
     def plain(self) -> Tile:

@@ -25,7 +25,7 @@ from tl_flash.kernel.screens import Screen
 from tl_flash.kernel.unembedding import Unembedding
 
 _SAME = 1e-6  # of the length of a direction times that of a typical column: means that differ less are the same
-_EXTREME = 1e4  # of a typical score in units of log_z
+_EXTREME, _LEAST_FLOAT16 = 1e4, 1 / 16  # of a typical score in units of log_z
 _FEW = 16  # a row is repaired at once if no more than a token in so many has to be scored again
 
 
@@ -66,6 +66,14 @@ class Tile:
         return self.screen.reach, *self.plan.greatest(self.screen.reach)
 
     @cached_property
+    def _room(self) -> float:
+        """In units of log_z, how far a typical score may lie from 0 for every score to stay in the screen's range."""
+        if self.screen.dtype != torch.float16:
+            return math.inf
+        longest = self._reaches[0].amax().item() / self.u.size
+        return self.screen.greatest / (1.1 * math.sqrt(self.u.d_model) * longest) if longest else math.inf
+
+    @cached_property
     def typical_errors(self) -> tuple[float, float]:
         """Root mean square length of columns as screened, and of what they lost to rounding."""
         lost = self.screen.residual
@@ -76,19 +84,20 @@ class Tile:
         u, d, screen, n = self.u, directions, self.screen, len(directions.rows)
         self.directions = d
         typical = d.length * u.size / d.norm  # score in units of log_z
-        held = typical if u.score == "cosine" else typical.clamp(1 / _EXTREME, _EXTREME)
+        least, highest = (_LEAST_FLOAT16 if screen.dtype == torch.float16 else 1 / _EXTREME), min(_EXTREME, self._room)
+        held = typical if u.score == "cosine" else typical.clamp(min(least, highest), highest)
         self.unit = math.sqrt(u.d_model) / (d.length * u.size)  # screened = unit * (score - shift)
-        if u.score == "dot":
-            self.unit *= held
+        self.unit *= held if u.score == "dot" else min(1.0, self._room)
         self.slope = (typical / held).float()[:, None]
-        scaled = d.rows * self.unit[:, None]
-        rows = scaled.to(screen.dtype)
+        scaled = d.rows * (self.unit / screen.power)[:, None]
+        rows = scaled.clamp(-screen.greatest, screen.greatest).to(screen.dtype)
         self.length = 1.01 * (d.length * self.unit).float()[:, None]  # of a row as screened, at most
         self.lost = torch.zeros_like(self.length)  # length of what rounding took from it, at most
         if screen.dtype != torch.float32:
-            self.kept_length = torch.linalg.vector_norm(rows.double(), dim=1) / (d.length * self.unit)
+            kept = torch.linalg.vector_norm(rows.double(), dim=1) * screen.power
+            self.kept_length = kept / (d.length * self.unit)
             lost = scaled.sub_(rows)
-            self.lost = torch.linalg.vector_norm(lost, dim=1, keepdim=True).float() * (1 + 1e-6)
+            self.lost = (torch.linalg.vector_norm(lost, dim=1, keepdim=True) * screen.power).float() * (1 + 1e-6)
             if screen.main is not None:
                 rows = torch.cat([rows, (lost.float() @ screen.main).to(screen.dtype)], dim=1)
                 self.lost *= 1.02  # of what is made up for, its own roundings
@@ -186,7 +195,7 @@ class Tile:
         fixed, reach = self._fixed_errors[level], self._reaches[level]
         if places is not None:
             fixed, reach = (of_all.expand(*places.shape[:-1], -1).gather(-1, places) for of_all in (fixed, reach))
-        error = scores.abs().mul_(self.screen.rounding)
+        error = scores.abs().mul_(self.screen.rounding).add_(self.screen.underflow)
         return error.addcmul_(self.length[rows], fixed).addcmul_(self.lost[rows], reach).add_(scores)
 
     def repair(self, top: Top, *, at_once: bool) -> None:

@@ -13,9 +13,9 @@ from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 from tl_flash.kernel.kept import Kept, kept
 from tl_flash.kernel.measures import Measures, measure, measure_cosine, typical_length
-from tl_flash.kernel.screens import PART_BYTES, Screen, bf16_screen, needs_no_copy, plain_screen, screens_in_bf16
+from tl_flash.kernel.screens import PART_BYTES, Screen, low_screen, needs_no_copy, plain_screen, screened_in
 
-ROWS_TO_PAY = 1.0  # directions, in units of d_model, whose faster product is worth a bf16 copy and W_U's covariance
+ROWS_TO_PAY = 1.0  # directions, in units of d_model, whose faster product is worth a copy of W_U and its covariance
 _MAIN, _ROUNDS = 32, 8  # directions in which rounding is made up for, and rounds of finding them
 _JITTER = 0.0, 1e-9, 1e-7, 1e-6  # of the mean variance, where a covariance is not positive definite
 
@@ -25,7 +25,7 @@ class Unembedding:
     """W_U prepared for all layers; made by `prepare`. What is found of it is found when first needed.
 
     `held_bytes` says how much memory that takes beside W_U: a few numbers a token, and where directions are screened
-    in bf16 W_U's covariance, [d_model, d_model], and unless W_U is held in bf16 a copy of it that is.
+    in low precision W_U's covariance on a CPU, [d_model, d_model], and unless W_U is held so a copy of it that is.
     """
 
     W_U: Tensor
@@ -39,8 +39,10 @@ class Unembedding:
     #   int64, ids that are never reported
     reportable: Tensor
     #   bool [d_vocab]
-    bf16_from: int | None
-    #   how many directions are screened in bf16; None where this device multiplies it no faster
+    low: torch.dtype | None
+    #   in what many directions are screened, see `fast_dtype`; None where that is float32
+    many: float
+    #   as many directions or more
     kept: Kept
     _by_token: list[Tensor] = field(default_factory=list, repr=False)
 
@@ -108,21 +110,21 @@ class Unembedding:
 
     @cached_property
     def fast(self) -> Screen:
-        """What screens many directions fastest on this device: plain, or one in bf16."""
-        if self.bf16_from is None:
+        """What screens many directions fastest on this device: plain, or one in low precision."""
+        if self.low is None:
             return self.plain
-        if needs_no_copy(self.W_U, self.column_scale):  # it would hold W_U alive
-            return self._bf16_screen()
-        return self.kept.once(f"bf16, {self.precision}", self._bf16_screen)
 
-    def _bf16_screen(self) -> Screen:
-        m = self.measures
-        with torch.no_grad():
-            return bf16_screen(self.W_U, m.column_scale, m.mean_column, m.reach, self._main_directions)
+        def make(dtype: torch.dtype = self.low) -> Screen:
+            with torch.no_grad():
+                return low_screen(self.W_U, dtype, self.measures, self._main_directions)
+
+        if needs_no_copy(self.W_U, self.low, self.column_scale, self.measures.size):  # it would hold W_U alive
+            return make()
+        return self.kept.once(f"{self.low}, {self.precision}", make)
 
     def _main_directions(self) -> Tensor:
         """Where W_U's columns vary most, float32 [d_model, r] of orthogonal unit vectors; none where none is proven."""
-        count = _MAIN if self.precision == "exact" and self.device.type == "cpu" else 0
+        count = _MAIN if self.precision == "exact" and self.low == torch.bfloat16 and self.device.type == "cpu" else 0
         generator = torch.Generator().manual_seed(0)
         found = torch.randn(self.d_model, count, generator=generator).to(self.device)
         for _ in range(_ROUNDS if count else 0):
@@ -131,13 +133,17 @@ class Unembedding:
 
     @property
     def covariance(self) -> Tensor:
-        """float32 [d_model, d_model], the covariance of W_U's (scaled) columns over the vocabulary."""
+        """float32 [d_model, d_model], the covariance over the vocabulary of W_U's (scaled) columns / measures.size."""
         return self.kept.once("covariance", lambda: _covariance(self))
 
     @property
     def root(self) -> Tensor:
-        """float32 [d_model, d_model], R with R R' the covariance: x R is as long as x's scores spread."""
+        """float32 [d_model, d_model], R with R R' the covariance."""
         return self.kept.once("root", lambda: _root(self.covariance))
+
+    def deviations(self, x: Tensor) -> Tensor:
+        """Standard deviation over the vocabulary of the scores of x, float32 [n, d_model]: the length of R' x, [n]."""
+        return (x @ self.root).norm(dim=1).double() * self.measures.size
 
     @property
     def by_token(self) -> Tensor | None:
@@ -168,8 +174,9 @@ def prepare(
 ) -> Unembedding:
     """Prepare an unembedding for `decode`, once for all layers.
 
-    Where the device multiplies bf16 faster than float32, many directions are screened in bf16: against W_U itself if
-    that is what it is held in, else against a bf16 copy. Elsewhere, and for few directions, there is no copy.
+    Where the device multiplies bf16 (a CPU) or float16 (a GPU) faster than float32, many directions are screened in it:
+    against W_U itself if that is what it is held in, else against a copy. Elsewhere, and for few directions, there is
+    no copy.
 
     What is found of W_U is kept as long as W_U is alive and is found again by its storage, unless its values changed:
     a second `prepare` reuses it. `held_bytes()` says how much memory that takes, `forget()` lets go of it.
@@ -220,7 +227,8 @@ def prepare(
         precision=precision,
         ignored=ignored,
         reportable=reportable,
-        bf16_from=int(ROWS_TO_PAY * len(W_U)) if screens_in_bf16(W_U) else None,
+        low=screened_in(W_U),
+        many=ROWS_TO_PAY * len(W_U),
         kept=kept(W_U, how, summed=keep),
     )
     if keep:
@@ -251,7 +259,7 @@ def _covariance(u: Unembedding) -> Tensor:
             W = u.W_U[:, part].to(wide, copy=True)
             if scale is not None:
                 W *= scale[part]
-            W = W.sub_(mean).float()
+            W = (W.sub_(mean) / u.measures.size).float()
             total += W @ W.T
     return (total / u.d_vocab).float()
 

@@ -17,6 +17,7 @@ from tl_flash.lens.estimate import Estimate
 from tl_flash.lens.published import converted
 from tl_flash.lens.source import LensSource, signature
 from tl_flash.lens.texts import own_texts
+from tl_flash.names import shown_model
 from tl_flash.weights import MLPWeights, fingerprint, read
 
 FORMAT = "tl_flash.JacobianLens"
@@ -157,6 +158,6 @@ class JacobianLens:
         error = float(self.relative_error().max())
         told = "" if math.isnan(error) else f", relative standard error {error:.3f} at most"
         return (
-            f"JacobianLens of {source.model} ({source.method}): layers {list(self.layers)}, d_model "
+            f"JacobianLens of {shown_model(source.model)} ({source.method}): layers {list(self.layers)}, d_model "
             f"{self.J.shape[-1]}, from {source.prompts} prompts{tokens}{seconds}{told}"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_flash.maps.neuron_map import NeuronMap
 from tl_flash.maps.search import require_count
+from tl_flash.names import shown_model
 from tl_flash.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ class Comparison:
         return pd.DataFrame({"layer": self.a.layers} | {name: column.numpy() for name, column in columns.items()})
 
     def __repr__(self) -> str:
+        a, b = (shown_model(map.source.model) for map in (self.a, self.b))
         return (
-            f'{self.a.source.model} against {self.b.source.model}, side "{self.a.side}": {self.agreement:.1%} of '
+            f'{a} against {b}, side "{self.a.side}": {self.agreement:.1%} of '
             f"{int(self.compared.sum())} neurons keep their top token ({self.null:.1%} if shuffled within their layers)"
             + self._across()
             + ("" if self.n_tokens == self.a.d_vocab == self.b.d_vocab else f", over {self.n_tokens} tokens of both")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -82,7 +83,11 @@ def moments_by_bin(
         z: of tokens drawn at random.
         share: 1 / their number for the tokens of a bin, 0 for all others.
     """
-    means, count = z @ share, (share > 0).sum(0)
-    variances = (z - means @ (share > 0).to(z).T).square() @ share * count / (count - 1)
-    squares = (z - z.mean(1, keepdim=True)).square()
-    return means, variances, squares.square().mean(1) / squares.mean(1).square() - 3
+    count, n_tokens, squares = (share > 0).sum(0), z.shape[1], z.square()
+    means = z @ share
+    variances = (squares @ share - means.square()).clamp_(min=0) * count / (count - 1)
+    first, second = z.mean(1), squares.mean(1)
+    third, fourth = torch.linalg.vecdot(squares, z) / n_tokens, torch.linalg.vecdot(squares, squares) / n_tokens
+    variance = second - first.square()
+    central = fourth - first * (4 * third - first * (6 * second - 3 * first.square()))
+    return means, variances, central / variance.square() - 3

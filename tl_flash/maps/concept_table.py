@@ -15,7 +15,7 @@ from tl_flash.maps.concept_hits import ConceptHit, ConceptHits
 from tl_flash.maps.concept_null import ConceptNull
 from tl_flash.maps.ranked import raising_sign
 from tl_flash.maps.search import require_count
-from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron
+from tl_flash.names import AnyNeuron, ExpertNeuron, Neuron, shown_model
 from tl_flash.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class ConceptTable:
             ),
             concept=self.names[at],
             tokens=self.tokens[at],
-            title=f"neurons of {self.model} about {self.names[at]!r}, {_named(sides)}, by {by}",
+            title=f"neurons of {shown_model(self.model)} about {self.names[at]!r}, {_named(sides)}, by {by}",
             table=self,
         )
 
@@ -207,8 +207,8 @@ class ConceptTable:
     def __repr__(self) -> str:
         count = self.z.shape[2]
         return (
-            f"ConceptTable of {self.model}: {len(self.names)} concepts, {count:,} neurons in {len(self.rows)} layers, "
-            f"{_named(self.sides)}"
+            f"ConceptTable of {shown_model(self.model)}: {len(self.names)} concepts, {count:,} neurons in "
+            f"{len(self.rows)} layers, {_named(self.sides)}"
         )
 
     def __str__(self) -> str:

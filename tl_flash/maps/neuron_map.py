@@ -10,7 +10,7 @@ from tl_flash.maps import frames, search, storage
 from tl_flash.maps.hits import Hits
 from tl_flash.maps.reading import NeuronReading
 from tl_flash.maps.readings import POLES, Readings
-from tl_flash.names import NeuronLike
+from tl_flash.names import NeuronLike, shown_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ class NeuronMap(Readings):
         source = self.source
         experts = f"{self.n_experts} experts x " if self.n_experts else ""
         text = (
-            f"NeuronMap of {source.model} ({source.model_class}): {len(self.layers)} layers x {experts}"
+            f"NeuronMap of {shown_model(source.model)} ({source.model_class}): {len(self.layers)} layers x {experts}"
             f"{self.d_mlp // (self.n_experts or 1)} neurons, "
             f'side "{self.side}", score "{self.score}", k={self.k}, d_vocab={self.d_vocab}, fold_ln={source.fold_ln}'
             + (", through a lens" if source.lens else "")

@@ -136,23 +136,7 @@ class MLPWeights(UnembeddingWeights):
     ) -> Float[Tensor, "n d_model"]:
         """A layer's neurons on one side as the model holds them, in its dtype; by default all, where they are."""
         require_side(side, self.sides)
-        matrix: Matrix | None = getattr(self.layer(layer), _MATRIX[side])
-        if matrix is None:
-            raise ValueError(
-                f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"'
-            )
-        require_readable(matrix[0] if isinstance(matrix, tuple) else matrix, f"layer {layer}")
-        neurons = _run(neurons, len(matrix) if isinstance(matrix, Tensor) else sum(map(len, matrix)))
-        if not isinstance(matrix, tuple):
-            return matrix[neurons].detach().to(device)
-        firsts = [0, *accumulate(map(len, matrix))]
-        start, stop = neurons.start, neurons.stop
-        pieces = [
-            expert[max(start - first, 0) : stop - first].detach().to(device)
-            for expert, first in zip(matrix, firsts, strict=False)
-            if first < stop and start < first + len(expert)
-        ]
-        return torch.cat(pieces or [matrix[0][:0].detach().to(device)])
+        return _some(self.layer(layer), layer, side, neurons, device)
 
     def directions(
         self,
@@ -182,12 +166,13 @@ class MLPWeights(UnembeddingWeights):
             ValueError: an unknown layer or side, a slice with a step, no gate in this model, or a NaN or infinite
                 weight.
         """
-        held = self.held(layer, side, neurons, device)
+        require_side(side, self.sides)
+        read = self.layer(layer)
+        held = _some(read, layer, side, neurons, device)
         wide = torch.promote_types(held.dtype, torch.float32)
         x = require_finite(held.to(wide), f"layer {layer}: {_MATRIX[side]}", first=neurons.start or 0)
         if not fold_ln:
             return x
-        read = self.layer(layer)
         after = side == "out"
         if after and read.gain_neurons is not None and not isinstance(read.W_out, tuple):
             of_neurons = require_finite(read.gain_neurons.detach().to(wide), f"layer {layer}: mlp.ln's scale")
@@ -202,6 +187,27 @@ class MLPWeights(UnembeddingWeights):
         if gain is not None:
             x = x * require_finite(gain.detach().to(wide), f"layer {layer}: the norm's scale").to(x.device)
         return x - x.mean(-1, keepdim=True) if self.centre or (centre and not after) else x
+
+
+def _some(
+    read: Layer, layer: int, side: str, neurons: slice, device: torch.device | None
+) -> Float[Tensor, "n d_model"]:
+    """Some of a layer's neurons, experts' one after the other."""
+    matrix: Matrix | None = getattr(read, _MATRIX[side])
+    if matrix is None:
+        raise ValueError(f'layer {layer}: side "gate" needs a gated MLP, and this layer\'s has none; use "in" or "out"')
+    require_readable(matrix[0] if isinstance(matrix, tuple) else matrix, f"layer {layer}")
+    neurons = _run(neurons, len(matrix) if isinstance(matrix, Tensor) else sum(map(len, matrix)))
+    if not isinstance(matrix, tuple):
+        return matrix[neurons].detach().to(device)
+    firsts = [0, *accumulate(map(len, matrix))]
+    start, stop = neurons.start, neurons.stop
+    pieces = [
+        expert[max(start - first, 0) : stop - first].detach().to(device)
+        for expert, first in zip(matrix, firsts, strict=False)
+        if first < stop and start < first + len(expert)
+    ]
+    return torch.cat(pieces or [matrix[0][:0].detach().to(device)])
 
 
 def _run(neurons: slice, n: int) -> slice:
@@ -228,6 +234,8 @@ def require_finite(tensor: Tensor, what: str, first: int = 0) -> Tensor:
     Raises:
         ValueError: it holds one; the message says how many and where the first is.
     """
+    if torch.isfinite(tensor.detach().sum()):  # one reading, and of finite weights finite but where it overflows
+        return tensor
     finite = torch.isfinite(tensor)
     if not finite.all():
         row, *column = (int(i) for i in (~finite).nonzero()[0])
