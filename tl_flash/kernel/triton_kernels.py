@@ -3,13 +3,14 @@
 With TRITON_INTERPRET=1 they run on a CPU, which is how the tests compare them where there is no GPU.
 """
 
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportMissingImports=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import math
 
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from tl_flash.kernel.reduce import Reduced
@@ -66,7 +67,7 @@ def reduce(scores: Tensor, mean: Tensor, slope: Tensor | None, never: Tensor | N
     pieces = triton.cdiv(blocks, _BLOCKS)
     extremes = torch.empty(2, n, blocks, dtype=torch.float32, device=scores.device)
     sums = torch.empty(6, n, pieces, dtype=torch.float32, device=scores.device)
-    _reduce[(n, pieces)](  # pyright: ignore[reportIndexIssue]
+    _reduce[(n, pieces)](
         scores, scores.stride(0), scores if never is None else never.view(torch.uint8),
         mean, mean if slope is None else slope, extremes, sums, d_vocab, blocks,
         GROUP=triton.next_power_of_2(triton.cdiv(d_vocab, blocks)), BLOCKS=_BLOCKS,
@@ -100,7 +101,7 @@ def exact_scores(rows: Tensor, ids: Tensor, W_U: Tensor) -> Tensor:
     """float64 [n, m]: each of rows, float64 [n, d_model], times its own columns of W_U, ids [n, m] (-1: -inf)."""
     n, m = ids.shape
     out = torch.empty(n, m, dtype=torch.float64, device=rows.device)
-    _exact[(n, triton.cdiv(m, _TOKENS))](  # pyright: ignore[reportIndexIssue]
+    _exact[(n, triton.cdiv(m, _TOKENS))](
         rows.contiguous(), W_U, W_U.stride(0), W_U.stride(1), ids.contiguous(), out, m, rows.shape[1],
         TOKENS=_TOKENS, WIDTH=_WIDTH,
     )  # fmt: skip
