@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 
+import gguf
 import pytest
 import torch
 
+from tests import quantised_files
+from tests.test_gguf import written
 from tests.test_resume import made, undisturbed  # noqa: F401 - fixtures
+from tl_flash import NeuronMap, decode_to_file
 from tl_flash.decode import distributed
 from tl_flash.decode.distributed import Ranks, ranks
 
@@ -56,6 +60,20 @@ def test_three_processes_of_which_one_is_killed_give_the_same_bytes(folder, tmp_
     assert decoded["decoded-1-0"] == ["1", "4"], "killed before it could keep the second"
     again = [layer for name, layers in decoded.items() if name.endswith("-1") for layer in layers]
     assert "4" in again and "1" not in again, "what was finished is not decoded again"
+
+
+@pytest.mark.parametrize("form", ["GGUF Q8_0", "GPTQ int4"])
+def test_two_processes_share_a_packed_checkpoint(form, tmp_path):
+    if form == "GPTQ int4":
+        pack, scheme = quantised_files.gptq(4), dict(quant_method="gptq", bits=4, group_size=quantised_files.GROUP)
+        checkpoint, _ = quantised_files.write(tmp_path, quantised_files.model("llama"), pack, scheme)
+    else:
+        _, checkpoint = written(tmp_path, kind=gguf.GGMLQuantizationType.Q8_0)
+    run = torchrun("--nproc-per-node", 2, "-m", "tl_flash", "decode", checkpoint, "-o", "map", "-k", 3, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    decode_to_file(checkpoint, tmp_path / "alone.safetensors", k=3)
+    assert (tmp_path / "map").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+    assert NeuronMap.load(tmp_path / "map").source.stored == form
 
 
 def test_each_item_is_shared_out_once():

@@ -31,8 +31,9 @@ class OverTexts:
 
     def add(self, rows: slice, jacobian: Float[Tensor, "layer row text d_model"]) -> None:
         """Take in some rows of each of some texts' Jacobians; the last rows complete them."""
-        self.total[:, rows] += jacobian.sum(2).double().cpu()
-        self.squares[:, rows] += jacobian.square().sum(2).double().cpu()
+        for of_text in jacobian.unbind(2):
+            self.total[:, rows] += of_text.cpu()
+            self.squares[:, rows] += of_text.square().cpu()
         self.texts += jacobian.shape[2] * (rows.stop == self.total.shape[1])
 
     def mean(self) -> Float[Tensor, "layer d_model d_model"]:
