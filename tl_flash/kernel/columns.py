@@ -60,10 +60,14 @@ def centred_columns(unembedding: Unembedding, ids: Tensor | slice) -> Tensor:
 
 
 def column_lengths(unembedding: Unembedding) -> Tensor:
-    """Length of each column of W_U' less their mean over the vocabulary, float32 [d_vocab]."""
+    """Length of each column of W_U' less their mean over the vocabulary, float32 [d_vocab]; found once."""
     u = unembedding
-    with torch.no_grad():
-        return torch.cat([centred_columns(u, part).norm(dim=0) for part in _vocabulary(u)])
+
+    def find() -> Tensor:
+        with torch.no_grad():
+            return torch.cat([centred_columns(u, part).norm(dim=0) for part in _vocabulary(u)])
+
+    return u.kept.once(("lengths", None if u.gain is None else u.gain.cpu().numpy().tobytes(), u.centre), find)
 
 
 def column_cosines(unembedding: Unembedding, columns: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ class Kept:
     """What was found of one W_U."""
 
     state: tuple[int, int | None]
-    found: dict[str, Any] = field(default_factory=dict)
+    found: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def summed(self) -> bool:
         """Whether all weights were read to see that they are as they were."""
         return self.state[1] is not None
 
-    def once(self, name: str, find: Callable[[], Any]) -> Any:
+    def once(self, name: Hashable, find: Callable[[], Any]) -> Any:
         """What `find` returns, or returned before."""
         if name not in self.found:
             self.found[name] = find()

@@ -89,7 +89,7 @@ def mlp_jacobian(
 ) -> Float[Tensor, "d_model d_model"]:
     """What `mlp_sums` is of, summed over all its tokens."""
     mixed = _sum(a[:, None] * W.T for a, W in zip(sums.inner, inputs, strict=True))
-    return (W_out.T @ mixed) * gain + sums.outer
+    return torch.addcmul(sums.outer, W_out.T @ mixed, gain)
 
 
 def attention_sums(

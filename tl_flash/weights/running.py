@@ -24,14 +24,15 @@ def measuring(model: Any) -> Iterator[None]:
         ...     model("One day,").requires_grad
         False
     """
-    modes = {module: module.training for module in _modules(model)}
-    model.eval()
+    training = [module for module in _modules(model) if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 @contextmanager
