@@ -38,8 +38,10 @@ def timed(browser: Any, act: str, done: str) -> float:
 
 
 def until(browser: Any, expression: str) -> None:
+    wait = 0.01
     while not browser.execute_script(f"return {expression}"):
-        time.sleep(0.01)
+        time.sleep(wait)
+        wait = min(1.1 * wait, 0.2)  # to ask takes time from what is waited for
 
 
 def told(name: str, seconds: list[float]) -> None:

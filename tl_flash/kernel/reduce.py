@@ -12,6 +12,8 @@ from torch import Tensor
 from tl_flash.kernel.arithmetic import parts
 
 LEAST_SUM, GREATEST_SUM = 1e-30, 1e36  # of exponentials that neither lost terms nor came near overflow
+_LARGE = 60.0  # scores whose exponentials are taken beside that of the row's greatest
+_LEAST_EXPONENT = -80.0  # beside the greatest term; to take the exponential of less is many times slower
 _SIGN, _MAGNITUDE, _FINITE = 15, 0x7FFF, 0x7F7F
 #   of bfloat16: the place of the sign, the other bits, and those of the greatest finite number
 
@@ -57,19 +59,25 @@ def reduce(
     n, width = scores.shape
     extremes = work.extremes[:, :n]
     sums = torch.zeros(6, n, dtype=torch.float64, device=scores.device)
+    shifts = torch.zeros(2, n, device=scores.device)
     for rows in parts(n, len(work.powers) // width):
         _block_extremes(scores[rows], never, work.powers, extremes[:, rows])
         real = scores[rows, :d_vocab]
         wide, powers = (held[: real.numel()].view(real.shape) for held in (work.float32, work.powers))
         exact = real if real.dtype == torch.float32 else wide.copy_(real)
         if slope is not None:
-            sums[2:, rows] = _exp_sums(exact, powers, tilted=exact is wide)
+            greatest = as_floats(extremes[:, rows].amax(-1))
+            if greatest.amax() > _LARGE:
+                shifts[:, rows] = greatest
+                sums[2:, rows] = _shifted_exp_sums(exact, greatest, powers)
+            else:
+                sums[2:, rows] = _exp_sums(exact, powers, tilted=exact is wide)
         centred = exact if mean is None else torch.sub(exact, mean[rows], out=wide)
         sums[0, rows], sums[1, rows] = _power_sums(centred, wide)
     if slope is None:
         nothing = torch.full_like(sums[2:4], math.nan)
         return Reduced(extremes, sums[0], sums[1], nothing, nothing)
-    return Reduced(extremes, sums[0], sums[1], *_log_sums(sums[2:], scores[:, :d_vocab], mean, slope))
+    return Reduced(extremes, sums[0], sums[1], *_log_sums(sums[2:], shifts, scores[:, :d_vocab], mean, slope))
 
 
 def as_floats(ordered: Tensor) -> Tensor:
@@ -133,14 +141,28 @@ def _exp_sums(scores: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
     return torch.stack([above, below, above_tilted, torch.linalg.vecdot(powers, scores)])
 
 
-def _log_sums(sums: Tensor, scores: Tensor, mean: Tensor | None, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _shifted_exp_sums(scores: Tensor, shifts: Tensor, work: Tensor) -> Tensor:
+    """What `_exp_sums` gives, of +-score - shift, with a shift [2, n] for either sign."""
+    sums = []
+    for shift, shifted in zip(shifts, (torch.sub, torch.add), strict=True):
+        powers = shifted(scores, shift[:, None], out=work)
+        if shifted is torch.add:
+            powers.neg_()
+        powers.clamp_(min=_LEAST_EXPONENT).exp_()
+        sums.append(torch.stack([powers.sum(1), torch.linalg.vecdot(powers, scores)]))
+    return torch.stack(sums, dim=1).flatten(0, 1)
+
+
+def _log_sums(
+    sums: Tensor, shifts: Tensor, scores: Tensor, mean: Tensor | None, slope: Tensor
+) -> tuple[Tensor, Tensor]:
     """float64 [2, n] each: logsumexp of +-slope * (score - mean) over the vocabulary, and their weighted means.
 
-    `sums` [4, n], what `_exp_sums` gives, serve wherever slope is 1 and nothing came near overflow.
+    `sums` [4, n], what `_exp_sums` gives of +-score - shift, serve wherever slope is 1 and nothing came near overflow.
     """
     mean = torch.zeros_like(slope) if mean is None else mean
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64, device=scores.device)
-    log_z = sums[:2].log() - signs * mean.T
+    log_z = sums[:2].log() + shifts - signs * mean.T
     tilted = signs * (sums[2:] / sums[:2] - mean.T)
     usable = ((sums[:2] > LEAST_SUM) & (sums[:2] < GREATEST_SUM)).all(0) & (slope[:, 0] == 1)
     for row in (~usable).nonzero():
