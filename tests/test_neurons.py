@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tl_flash.names import ExpertNeuron, Neuron, neuron_of, parse
+from tl_flash.names import ExpertNeuron, Neuron, neuron_of, parse, shown_model
 
 
 def test_a_name_is_read_back():
@@ -61,3 +61,15 @@ def test_names_of_numbers_that_no_model_has(name):
     with pytest.raises(ValueError, match='expected a name such as "L3N17"') as refusal:
         Neuron.parse(name)
     assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["", "/", "gpt2", "meta-llama/Llama-3.1-8B", "a\0b", "long" * 5000])
+def test_a_models_name_is_shown_as_it_is(name):
+    assert shown_model(name) == name
+
+
+def test_of_a_model_on_a_disk_the_folder_alone_is_shown(tmp_path, monkeypatch):
+    assert shown_model("/somewhere/else/gpt2") == "gpt2"
+    (tmp_path / "models" / "gpt2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert shown_model("models/gpt2") == "gpt2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -128,5 +129,5 @@ def _dense(neuron: AnyNeuron) -> Neuron:
 
 def shown_model(name: str) -> str:
     """A model's name as it is shown; of one that lies on a disk, without the folders that it lies in."""
-    path = Path(name)
-    return path.name if path.is_absolute() or path.exists() else name
+    own = Path(name).name
+    return own if own and (os.path.isabs(name) or os.path.exists(name)) else name  # which takes a name of any length

@@ -11,8 +11,6 @@ SmolLM2-135M layers 0 and 29 0.20 (0.20) and 0.27 (0.27) of 7.2, Gemma 3 270M la
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -27,11 +25,10 @@ _GREATEST, _SAMPLED = 64, 64
 """Draws that are decoded: those of greatest z on these tokens, and of the rest; the latter stand for all of it."""
 
 
-@lru_cache(maxsize=1)  # the sides of a layer are shuffled alike
-def shuffled_rows(n: int, d_model: int, *, seed: int) -> Int64[Tensor, "draw d_model"]:
+def shuffled_rows(n: int, d_model: int, *, seed: int, draws: int = NULL_DRAWS) -> Int64[Tensor, "draw d_model"]:
     """Of which of n directions a null direction takes each of its coordinates: no row's structure is left."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(n, (NULL_DRAWS, d_model), generator=generator)
+    return torch.randint(n, (draws, d_model), generator=generator)
 
 
 def to_decode(draws: Float[Tensor, "draw d_model"], unembedding: Unembedding) -> Float[Tensor, "some d_model"]:

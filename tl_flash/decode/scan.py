@@ -157,7 +157,8 @@ class Shuffled:
     """A layer's shuffled directions on one side, gathered as its blocks come by."""
 
     def __init__(self, rows: Rows, like: Tensor) -> None:
-        self._from = shuffled_rows(rows.size, like.shape[1], seed=rows.layer)[:_SHUFFLED].to(like.device)
+        drawn = shuffled_rows(rows.size, like.shape[1], seed=rows.layer, draws=_SHUFFLED)
+        self._from = drawn.to(like.device)
         self._n = rows.size
         self._x = torch.zeros(self._from.shape, device=like.device)
         self._sum, self._squares = torch.zeros(2, like.shape[1], dtype=torch.float64, device=like.device)
@@ -181,7 +182,8 @@ class Shuffled:
         A direction's score, z times its standard deviation over the vocabulary, is a sum of independent coordinates,
         so its mean and variance are known; what the draws miss of them is put right in those of z.
         """
-        x = self._x if self._x.any(1).all() else self._x[self._x.any(1)]
+        some = self._x.any(1)
+        x = self._x if some.all() else self._x[some]
         if len(x) < 2:
             nothing = torch.full((plan.weights.shape[1],), torch.nan)
             return nothing, nothing, nothing

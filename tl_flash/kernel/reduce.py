@@ -69,7 +69,7 @@ def reduce(
             greatest = as_floats(extremes[:, rows].amax(-1))
             if greatest.amax() > _LARGE:
                 shifts[:, rows] = greatest
-                sums[2:, rows] = _shifted_exp_sums(exact, greatest, powers)
+                sums[2:, rows] = _shifted_exp_sums(exact, greatest, powers, tilted=exact is wide)
             else:
                 sums[2:, rows] = _exp_sums(exact, powers, tilted=exact is wide)
         centred = exact if mean is None else torch.sub(exact, mean[rows], out=wide)
@@ -141,16 +141,15 @@ def _exp_sums(scores: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
     return torch.stack([above, below, above_tilted, torch.linalg.vecdot(powers, scores)])
 
 
-def _shifted_exp_sums(scores: Tensor, shifts: Tensor, work: Tensor) -> Tensor:
+def _shifted_exp_sums(scores: Tensor, shifts: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
     """What `_exp_sums` gives, of +-score - shift, with a shift [2, n] for either sign."""
-    sums = []
-    for shift, shifted in zip(shifts, (torch.sub, torch.add), strict=True):
-        powers = shifted(scores, shift[:, None], out=work)
-        if shifted is torch.add:
-            powers.neg_()
-        powers.clamp_(min=_LEAST_EXPONENT).exp_()
-        sums.append(torch.stack([powers.sum(1), torch.linalg.vecdot(powers, scores)]))
-    return torch.stack(sums, dim=1).flatten(0, 1)
+    sums = torch.zeros(4, len(scores), dtype=scores.dtype, device=scores.device)
+    for at, shift in enumerate(shifts[..., None]):
+        powers = torch.add(scores, shift, out=work).neg_() if at else torch.sub(scores, shift, out=work)
+        torch.sum(powers.clamp_(min=_LEAST_EXPONENT).exp_(), 1, out=sums[at])
+        if tilted:
+            sums[2 + at] = torch.linalg.vecdot(powers, scores)
+    return sums
 
 
 def _log_sums(

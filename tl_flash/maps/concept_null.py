@@ -83,9 +83,10 @@ def moments_by_bin(
         z: of tokens drawn at random.
         share: 1 / their number for the tokens of a bin, 0 for all others.
     """
-    count, n_tokens, squares = (share > 0).sum(0), z.shape[1], z.square()
+    count, n_tokens = (share > 0).sum(0), z.shape[1]
     means = z @ share
-    variances = (squares @ share - means.square()).clamp_(min=0) * count / (count - 1)
+    variances = (z - means @ (share > 0).to(z).T).square() @ share * count / (count - 1)
+    squares = z.square()
     first, second = z.mean(1), squares.mean(1)
     third, fourth = torch.linalg.vecdot(squares, z) / n_tokens, torch.linalg.vecdot(squares, squares) / n_tokens
     variance = second - first.square()
