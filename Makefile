@@ -12,27 +12,32 @@ export HF_HUB_OFFLINE ?= 1
 install: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
-	$(call environment,$(VENV),constraints.txt,dev-gpu)
+	$(call environment,$(VENV),constraints.txt)
+
+# Triton, on whose interpreter the kernels of GPUs are tested; nothing but their tests needs it.
+$(VENV)/.triton: $(VENV)/.done
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev-gpu]"
+	touch $(VENV)/.triton
 
 # TransformerLens 4, which has TransformerBridge alone.
 $(TL4)/.done: pyproject.toml constraints.txt
 	mkdir -p $(TL4)
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > $(TL4)/constraints.txt
-	$(call environment,$(TL4),$(TL4)/constraints.txt,dev)
+	$(call environment,$(TL4),$(TL4)/constraints.txt)
 
 # TransformerLens 2, which has HookedTransformer alone, and needs older releases of much else.
 $(TL2)/.done: pyproject.toml .ci/constraints-tl2.txt
-	$(call environment,$(TL2),.ci/constraints-tl2.txt,dev)
+	$(call environment,$(TL2),.ci/constraints-tl2.txt)
 
 # What pip finds today, with no constraint but torch's.
 $(NEWEST)/.done: pyproject.toml constraints.txt
 	grep '^torch==' constraints.txt > $(VENV)/torch.txt
-	$(call environment,$(NEWEST),$(VENV)/torch.txt,dev-gpu)
+	$(call environment,$(NEWEST),$(VENV)/torch.txt)
 
 define environment
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install -q -c $(2) torch
-	$(1)/bin/pip install -q -c $(2) -e ".[$(3)]"
+	$(1)/bin/pip install -q -c $(2) -e ".[dev]"
 	touch $(1)/.done
 endef
 
@@ -61,7 +66,7 @@ real: models
 explore: install
 	$(VENV)/bin/tl-flash explore
 
-test: install test-tl2 test-tl4
+test: $(VENV)/.triton test-tl2 test-tl4
 	$(VENV)/bin/pytest $(BOTH_CORES)
 
 # Only what touches TransformerLens differs between its versions.
