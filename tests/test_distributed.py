@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import gguf
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests import quantised_files
 from tests.test_gguf import written
@@ -37,13 +40,17 @@ def folder(made):  # noqa: F811
     return made
 
 
-def torchrun(*argv, folder):
+def torchrun(*argv, folder, **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *map(str, argv)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ | environment
+    )
 
 
-def test_two_processes_give_the_bytes_of_one(folder, tmp_path, undisturbed):  # noqa: F811
-    run = torchrun("--nproc-per-node", 2, "-m", "tl_flash", "decode", folder, "-o", "map", "-k", 3, folder=tmp_path)
+@pytest.mark.parametrize("own_store", ["0", "1"], ids=["torchrun's store", "the first process's store"])
+def test_two_processes_give_the_bytes_of_one(own_store, folder, tmp_path, undisturbed):  # noqa: F811
+    decode = ["-m", "tl_flash", "decode", folder, "-o", "map", "-k", 3]
+    run = torchrun("--nproc-per-node", 2, *decode, folder=tmp_path, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=own_store)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("wrote map") == 1
     assert (tmp_path / "map").read_bytes() == undisturbed
@@ -74,6 +81,38 @@ def test_two_processes_share_a_packed_checkpoint(form, tmp_path):
     decode_to_file(checkpoint, tmp_path / "alone.safetensors", k=3)
     assert (tmp_path / "map").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
     assert NeuronMap.load(tmp_path / "map").source.stored == form
+
+
+def test_they_meet_in_a_store_and_the_last_to_come_is_waited_for():
+    store, came = dist.HashStore(), []
+
+    def process(rank):
+        group = Ranks(rank, 3, None, store)
+        agreed = group.agree([rank, "first"])
+        time.sleep(0.2 * rank)
+        came.append(rank)
+        group.wait()
+        after = list(came)
+        group.part()
+        return agreed, after
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(process, range(3))) == [([0, "first"], [0, 1, 2])] * 3
+
+
+def test_ctrl_c_ends_the_waiting_for_the_others():
+    waiting = """
+import threading, _thread
+from torch.distributed import HashStore
+from tl_flash.decode.distributed import Ranks
+threading.Timer(0.5, _thread.interrupt_main).start()
+try:
+    Ranks(0, 2, None, HashStore()).wait()
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    run = subprocess.run([sys.executable, "-c", waiting], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "stopped\n", run.stderr
 
 
 def test_each_item_is_shared_out_once():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -18,17 +19,23 @@ from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[
 from tl_flash.devices import device_of
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=7)  # the fastest process waits for the slowest; torchrun ends them all when one dies
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers; alone, it is rank 0 of 1."""
+    """This process among its peers; alone, it is rank 0 of 1.
+
+    They meet through torchrun's store alone: what they tell each other is a list and a word, and a process group's
+    threads can outlive the interpreter and abort the process at its end.
+    """
 
     rank: int
     size: int
     device: torch.device | None
     """Where this process computes; None leaves that to the weights."""
+    store: Store | None = field(default=None, compare=False)
+    """What torchrun keeps for its processes; None alone."""
+    _meetings: Iterator[int] = field(default_factory=count, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -40,23 +47,36 @@ class Ranks:
         return items[self.rank :: self.size]
 
     def agree(self, value: T) -> T:
-        """The first process's value, in every process."""
-        if self.size == 1:
+        """The first process's value (something that JSON keeps), in every process."""
+        if self.store is None:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        key = f"meeting {next(self._meetings)}"
+        if self.first:
+            self.store.set(key, json.dumps(value))
+            return value
+        _await(self.store, [key])
+        return json.loads(self.store.get(key))
 
     def wait(self) -> None:
-        """Until every process has come here."""
-        self.agree(None)
-        if self.size > 1:
-            dist.barrier()
+        """Until every process has come here; torchrun ends them all when one dies."""
+        if self.store is None:
+            return
+        meeting = next(self._meetings)
+        self.store.set(f"meeting {meeting} {self.rank}", "here")
+        _await(self.store, [f"meeting {meeting} {rank}" for rank in range(self.size)])
+
+    def part(self) -> None:
+        """Meet no more; the first process, which may be the store's host, stays until all others have parted."""
+        if self.store is None:
+            return
+        self.store.set(f"parted {self.rank}", "here")
+        if self.first:
+            _await(self.store, [f"parted {rank}" for rank in range(self.size)])
 
 
 @contextmanager
 def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started (nccl where they compute on CUDA, else gloo); without it, be alone.
+    """Join the processes that torchrun started; without it, be alone.
 
     Args:
         device: where to compute; by default, and for a plain "cuda", each process of a machine takes a CUDA device of
@@ -75,18 +95,17 @@ def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         chosen = _own_device(chosen)
         torch.cuda.set_device(chosen)
-    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        store=_fresh(store, rank, size),
-        rank=rank,
-        world_size=size,
-        timeout=_PATIENCE,
-    )
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
-        dist.destroy_process_group()
+    store, rank, size = next(rendezvous("env://"))
+    group = Ranks(rank, size, chosen, _fresh(store, rank, size))
+    yield group
+    group.part()
+
+
+def _await(store: Store, keys: Iterable[str]) -> None:
+    """Until the store has all keys, however long: Ctrl-C ends it, as it would not end the store's own waiting."""
+    for key in keys:
+        while not store.check([key]):
+            time.sleep(0.05)
 
 
 def _fresh(store: Store, rank: int, size: int) -> Store:
@@ -99,6 +118,7 @@ def _fresh(store: Store, rank: int, size: int) -> Store:
     others = range(1, size)
     if rank > 0:
         store.set(f"hello {rank}", own)
+        _await(store, [f"welcome {own}"])
         start = store.get(f"welcome {own}").decode()
         store.set(f"{start} {rank}", "here")
         return PrefixStore(start, store)

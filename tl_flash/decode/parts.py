@@ -66,9 +66,9 @@ class Parts:
         kept = json.loads(self._plan.read_text(encoding="utf-8"))
         return {name: kept.get(name) for name in self._identity if kept.get(name) != self._identity[name]}
 
-    def missing(self) -> list[Unit]:
-        """Units that are not finished."""
-        return [unit for unit in self._job.units if not self._finished(unit)]
+    def missing(self) -> list[int]:
+        """Which of the job's units are not finished."""
+        return [number for number, unit in enumerate(self._job.units) if not self._finished(unit)]
 
     def count(self) -> int:
         """How many units are finished."""

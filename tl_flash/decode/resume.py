@@ -78,8 +78,7 @@ def decode_to_file(
                 parts.begin()
             group.wait()
             parts.require_same()
-            todo = group.agree(parts.missing())
-            share = group.share(todo)
+            share = [job.units[number] for number in group.share(group.agree(parts.missing()))]
             for part in track(job.run(share), f'decoding "{job.options.side}"', progress, total=len(share)):
                 parts.keep(part)
             group.wait()
