@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import families
-from tl_flash.clamps import activation_stats, clamp
+from tl_flash.clamps import activation_stats, attached, clamp, run_to
 
 PROMPTS = ["the dog saw a cat", "the cat ran to the old red house", "the sea", "my dear friend Tom saw a dog"]
 
@@ -130,3 +130,20 @@ def test_refuses(model, prompts, options, error, message):
 def test_refuses_a_mixture_of_experts():
     with pytest.raises(ValueError, match="layer 0: expected a dense MLP"):
         activation_stats(families.build("mixtral", "bridge"), PROMPTS)
+
+
+@pytest.mark.parametrize("surface", [surface for surface in families.surfaces() if surface != "hf"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_model_is_run_to_the_end_of_a_layer_and_no_further(surface, layer):
+    model, seen = families.copied(families.build("llama", surface)), []
+    tokens = torch.arange(5, 12)[None]
+    _, cache = model.run_with_cache(tokens)
+    model.unembed.register_forward_hook(lambda *_: seen.append("unembed"))
+    with attached(model, [(f"blocks.{layer}.hook_resid_post", lambda residual, hook: seen.append(residual))]):
+        run_to(model, tokens, layer)
+        [residual] = seen
+        assert torch.allclose(residual, cache["resid_post", layer], atol=1e-5)
+        run_to(model, tokens, layer)
+    assert len(seen) == 2
+    model(tokens)
+    assert "unembed" in seen

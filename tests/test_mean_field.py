@@ -9,7 +9,7 @@ from tests.lens_truth import in_double
 from tl_flash import jacobian_lens
 from tl_flash.clamps import Prompts, attached
 from tl_flash.lens.blocks import Block
-from tl_flash.lens.mean_field import local_jacobians, survey
+from tl_flash.lens.mean_field import field_of, survey
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import passages
 from tl_flash.lens.texts import TEXTS
@@ -65,7 +65,7 @@ def test_each_factor_is_the_mean_of_exact_tangents(name):
     made = {}
 
     def take(layer, passage):
-        made[layer] = blocks[layer].jacobians(*blocks[layer].sums(passage, 1))
+        made[layer] = [matrix.sum(0) for matrix in blocks[layer].jacobians(passage)]
 
     passages(model, TOKENS, take)
     for layer in (0, 1):
@@ -87,9 +87,8 @@ def test_what_a_block_is_made_of_is_seen(name, surface):
 def test_a_mixture_of_experts_is_measured(surface):
     model = families.build("mixtral", surface)
     texts = Prompts.of(model, TOKENS)
-    blocks = survey(model, texts)
-    assert blocks == [None, None]
-    field = local_jacobians(model, texts, blocks, 8)
+    assert survey(model, texts) == [None, None]
+    field = field_of(model, texts, 8)
     for layer in (0, 1):
         assert relative(field.blocks[layer].block(), tangent(model, layer, [])) < 1e-5
     assert jacobian_lens(model, TOKENS).source.measured == (0, 1)
@@ -102,7 +101,7 @@ def test_a_block_that_its_form_does_not_fit_is_measured():
     texts = Prompts.of(model, TOKENS)
     blocks = survey(model, texts)
     assert blocks[0] is not None and blocks[1] is None
-    field = local_jacobians(model, texts, blocks, 8)
+    field = field_of(model, texts, 8)
     assert relative(field.blocks[1].block(), tangent(model, 1, [])) < 1e-5
     assert jacobian_lens(model, TOKENS).source.measured == (1,)
 
@@ -166,18 +165,32 @@ def test_of_one_position_to_another_nothing_is_neglected(bridge):
 def test_the_sums_of_batches_add_up(name):
     model = families.build(name, SURFACES[0])
     texts = Prompts(tuple(row[:length] for row, length in zip(TOKENS, (9, 14, 14), strict=True)))
-    blocks = survey(model, texts)
-    one, many = (local_jacobians(model, texts, blocks, size) for size in (1, 8))
+    one, many = (field_of(model, texts, size) for size in (1, 8))
     for a, b in zip((*one.blocks, one.final), (*many.blocks, many.final), strict=True):
         assert relative(a.block(), b.block()) < 1e-5 and a.tokens == b.tokens
 
 
-def test_it_is_the_mean_over_texts_and_so_is_its_standard_error(bridge):
-    lens = jacobian_lens(bridge, TOKENS)
-    each = torch.stack([jacobian_lens(bridge, text[None]).J for text in TOKENS])
-    assert torch.allclose(lens.J, each.mean(0), atol=1e-6)
-    assert torch.allclose(lens.stderr, each.std(0) / len(TOKENS) ** 0.5, atol=1e-6)
-    assert jacobian_lens(bridge, TOKENS[:1]).stderr.isnan().all()
+@pytest.mark.parametrize("name", [*families.DENSE, "mixtral"])
+@pytest.mark.parametrize("surface", SURFACES)
+def test_it_is_the_mean_over_texts_and_so_is_its_standard_error(name, surface):
+    """Texts of different lengths are padded to be run together, and no padding is seen."""
+    model = families.build(name, surface)
+    texts = [text[:length] for text, length in zip(TOKENS, (14, 5, 9), strict=True)]
+    lens = jacobian_lens(model, texts)
+    each = torch.stack([jacobian_lens(model, [text]).J for text in texts])
+    assert torch.allclose(lens.J, each.mean(0), atol=1e-5)
+    assert torch.allclose(lens.stderr, each.std(0) / len(texts) ** 0.5, atol=1e-5)
+    assert lens.source.prompts == 3 and jacobian_lens(model, texts[:1]).stderr.isnan().all()
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_padding_is_no_padding_token_to_a_tokenizer_that_pads_on_the_left(surface):
+    model = families.copied(families.build("llama", surface))
+    texts = [text[:length] for text, length in zip(TOKENS[:2], (14, 5), strict=True)]
+    before = jacobian_lens(model, texts)
+    model.tokenizer = families.tokenizer()
+    model.tokenizer.padding_side = "left"
+    assert torch.equal(jacobian_lens(model, texts).J, before.J)
 
 
 def test_one_layer_is_held_at_a_time(bridge):

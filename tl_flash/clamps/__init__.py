@@ -12,7 +12,7 @@ from tl_flash.clamps.clamping import clamp, clamp_hooks, clamp_rows
 from tl_flash.clamps.generation import complete_text, require_room
 from tl_flash.clamps.positions import Positions
 from tl_flash.clamps.prompts import NEUTRAL_PROMPTS, Prompts, PromptsLike
-from tl_flash.clamps.sites import attached, hook_point, neuron_site, require_hooks
+from tl_flash.clamps.sites import attached, hook_point, neuron_site, require_hooks, run_to
 from tl_flash.clamps.spots import clamp_spots
 from tl_flash.clamps.stepping import Stepper
 from tl_flash.clamps.traces import activations_on
@@ -43,4 +43,5 @@ __all__ = [
     "require_hooks",
     "require_room",
     "residual_length",
+    "run_to",
 ]

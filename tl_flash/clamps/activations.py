@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_flash.clamps.positions import PositionName, Positions, parse_positions
 from tl_flash.clamps.prompts import Prompts, PromptsLike
-from tl_flash.clamps.sites import attached, neuron_site, refuse_block_hook
+from tl_flash.clamps.sites import attached, neuron_site, refuse_block_hook, run_to
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.progress import track
 from tl_flash.weights import chosen_layers, measuring
@@ -158,7 +158,7 @@ def activation_stats(
             kept, draws = (torch.stack([each[i] for i in batch]).to(device) for each in (keep, drawn))
             hooks = [(name, partial(tally.add, keep=kept, drawn=draws)) for name, tally in tallies.items()]
             with attached(model, hooks):
-                model(tokens.to(device), return_type=None, stop_at_layer=max(chosen) + 1)
+                run_to(model, tokens, max(chosen))
     return _assemble(chosen, tallies, tuple(map(float, quantiles)), int(sum(row.sum() for row in keep)))
 
 
@@ -265,7 +265,8 @@ def residual_length(model: Any, prompts: Prompts, layers: Iterable[int]) -> dict
         >>> residual_length(model, Prompts.of(model, ["the dog saw a cat"]), [1])[1] > 0
         True
     """
-    squares = {f"blocks.{layer}.hook_resid_post": 0.0 for layer in layers}
+    chosen = tuple(layers)
+    squares = {f"blocks.{layer}.hook_resid_post": 0.0 for layer in chosen}
     count = 0
 
     def see(residual: Tensor, hook: Any, *, name: str) -> Tensor:
@@ -275,5 +276,5 @@ def residual_length(model: Any, prompts: Prompts, layers: Iterable[int]) -> dict
     with measuring(model), attached(model, [(name, partial(see, name=name)) for name in squares]):
         for _, tokens in prompts.batches(8):
             count += tokens.shape[0] * max(tokens.shape[1] - 1, 1)
-            model(tokens.to(model.W_U.device), return_type=None)
+            run_to(model, tokens, max(chosen))
     return {int(name.split(".")[1]): (total / count) ** 0.5 for name, total in squares.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 At = Literal["post", "up", "gate"]
@@ -160,6 +161,24 @@ def hook_point(model: Any, name: str) -> Any:
     if not hasattr(point, "fwd_hooks"):
         raise ValueError(f"hook {name!r}: this {type(model).__name__} has no hook point of that name")
     return point
+
+
+class _Reached(Exception):
+    """What a run was for has been computed."""
+
+
+def run_to(model: Any, tokens: Int[Tensor, "text position"], layer: int) -> None:
+    """Run a model to the end of a layer and no further; a bridge told to stop after its last goes on to the logits."""
+    tokens, name = tokens.to(model.W_U.device), f"blocks.{layer}.hook_resid_post"
+    if layer < len(model.blocks) - 1 or not hasattr(model, "original_model"):
+        model(tokens, return_type=None, stop_at_layer=layer + 1)
+        return
+
+    def stop(residual: Tensor, hook: Any) -> None:
+        raise _Reached
+
+    with attached(model, [(name, stop)]), suppress(_Reached):
+        model(tokens, return_type=None)
 
 
 @contextmanager

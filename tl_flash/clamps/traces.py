@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.clamps.prompts import Prompts
-from tl_flash.clamps.sites import attached, neuron_site
+from tl_flash.clamps.sites import attached, neuron_site, run_to
 from tl_flash.names import Neuron, NeuronLike
 from tl_flash.weights import measuring
 
@@ -42,5 +42,5 @@ def activations_on(model: Any, prompts: Prompts, neuron: NeuronLike) -> list[Flo
 
     with measuring(model), attached(model, [(site.name, see)]):
         for row in prompts.rows:
-            model(row[None].to(model.W_U.device), return_type=None, stop_at_layer=layer + 1)
+            run_to(model, row[None], layer)
     return found

@@ -144,9 +144,10 @@ def favourite(
     asked: Sequence[str] = ASKED,
     held_out: Sequence[str] = demo.HELD_OUT_FAVOURITE_ANIMAL,
     share: float = 0.5,
+    chat: bool = True,
     **how: Any,
 ) -> Favourite:
-    """Choose a dose on some questions, then ask others, in the tokenizer's chat template.
+    """Choose a dose on some questions, then ask others.
 
     Args:
         model: an instruct model.
@@ -155,9 +156,10 @@ def favourite(
         asked: questions on which the dose is chosen.
         held_out: questions that count.
         share: of the answers to `asked` that has to speak of the word; the smallest dose tried that does it is taken.
+        chat: ask in the tokenizer's chat template.
         how: mode and positions, as in `clamp`.
     """
-    window = dose_window(model, neurons, asked, word, chat=True, share=share, **how)
+    window = dose_window(model, neurons, asked, word, chat=chat, share=share, **how)
     if window.low is None:
         return Favourite(window, None)
-    return Favourite(window, mention_rate(model, held_out, word, window.clamps(), chat=True, **how))
+    return Favourite(window, mention_rate(model, held_out, word, window.clamps(), chat=chat, **how))

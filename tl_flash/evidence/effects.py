@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_flash.clamps import Mode, Prompts, attached, clamp_rows
+from tl_flash.clamps import Mode, Prompts, attached, clamp_rows, run_to
 from tl_flash.lens import first_target, folded_unembedding, normalised, vocabulary_covariance
 from tl_flash.names import Neuron
 from tl_flash.weights import MLPWeights, measuring
@@ -69,7 +69,7 @@ def _outputs(
     with measuring(model), attached(model, keep):
         for batch, tokens in texts.batches(size):
             with held(batch, tokens.shape[1]):
-                model(tokens.to(model.W_U.device), return_type=None, stop_at_layer=last + 1)
+                run_to(model, tokens, last)
             residual = final.pop()[:, first_target(tokens.shape[1]) :]
             outputs[batch] = normalised(model, residual).double().mean(1).cpu()
     return outputs

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_flash.lens.factors import Entry, Exit, Sums, attention_jacobian, attention_sums, mlp_jacobian, mlp_sums
+from tl_flash.lens.factors import Entry, Exit, attention_jacobian, mlp_jacobian
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import NORMS, Call, Passage
 
@@ -54,37 +54,30 @@ class Block:
         block = cls(module, attention, mlp, parallel)
         return block if block._holds(passage) else None
 
-    def sums(self, passage: Passage, first: int) -> tuple[Sums, Sums]:
-        """Of attention and the MLP, over all targets from position `first` on; those of several passages add up.
+    def jacobians(
+        self, passage: Passage
+    ) -> tuple[Float[Tensor, "text d_model d_model"], Float[Tensor, "text d_model d_model"]]:
+        """Of what attention and the MLP add, summed over each text's positions but the first.
 
         Attention's is by one change of every position but the first, the MLP's by a change of its own position.
         """
-        x = _wide(passage.entered)
-        targets, sources = slice(first, None), slice(1, None)
+        counted = passage.counted([1] * len(passage.lengths))[:, 1:]
+        x, pattern = _wide(passage.entered), passage.pattern
+        assert pattern is not None
         before, after = self.attention
-        entry, exit = _entry(before, x[:, sources]), _exit(after, _wide(passage.calls["attn"].answer)[:, targets])
-        assert passage.pattern is not None
-        pattern = passage.pattern[:, :, targets, sources].to(x)
-        attention = attention_sums(entry, exit, pattern, self._values(), _wide(self.module.attn.W_O))
+        entry, exit = _entry(before, x[:, 1:]), _exit(after, _wide(passage.calls["attn"].answer)[:, 1:], counted)
+        W_O = _wide(self.module.attn.W_O)
+        attention = attention_jacobian(entry, exit, pattern[:, :, 1:, 1:].to(x), self._values(), W_O)
         before, after = self.mlp
-        mid = self._mid(passage)[:, targets].flatten(0, 1)
-        entry, exit = _entry(before, mid), _exit(after, _wide(passage.calls["mlp"].answer)[:, targets].flatten(0, 1))
-        slopes = [slope[:, targets].flatten(0, 1) for slope in _slopes(passage)]
+        mid = self._mid(passage)[:, 1:]
+        entry, exit = _entry(before, mid), _exit(after, _wide(passage.calls["mlp"].answer)[:, 1:], counted)
+        slopes = [slope[:, 1:] for slope in _slopes(passage)]
         inputs, W_out, gain = self._mlp_weights()
-        pre = [_wide(each)[:, targets].flatten(0, 1) for each in passage.pre]
-        reads = [
-            each - _bias(each[:1], _normal(before, mid[:1]) * gain, W) for each, W in zip(pre, inputs, strict=True)
-        ]
-        return attention, mlp_sums(entry, exit, slopes, reads, inputs, W_out, gain)
-
-    def jacobians(
-        self, attention: Sums, mlp: Sums
-    ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model d_model"]]:
-        """Of what attention and the MLP add, summed over the targets of `sums`."""
-        return (
-            _folded(attention_jacobian(attention, _wide(self.module.attn.W_O)), *self.attention),
-            _folded(mlp_jacobian(mlp, *self._mlp_weights()), *self.mlp),
-        )
+        pre = [_wide(each)[:, 1:] for each in passage.pre]
+        one = _normal(before, mid[0, :1]) * gain
+        reads = [each - _bias(each[0, :1], one, W) for each, W in zip(pre, inputs, strict=True)]
+        mlp = mlp_jacobian(entry, exit, slopes, reads, inputs, W_out, gain)
+        return _folded(attention, *self.attention), _folded(mlp, *self.mlp)
 
     def _values(self) -> Float[Tensor, "head d_model d_head"]:
         before, W_V = self.attention[0], _wide(self.module.attn.W_V)
@@ -172,15 +165,18 @@ def _entry(norm: Norm | None, x: Tensor) -> Entry:
     return Entry(None, torch.ones_like(x[..., 0])) if norm is None else Entry(*norm.unit(x))
 
 
-def _exit(norm: Norm | None, x: Tensor) -> Exit:
-    return Exit(None, torch.ones_like(x[..., 0])) if norm is None else Exit(*norm.unit(x))
+def _exit(norm: Norm | None, x: Tensor, counted: Tensor) -> Exit:
+    if norm is None:
+        return Exit(None, counted)
+    m, over = norm.unit(x)
+    return Exit(m, over * counted)
 
 
 def _folded(matrix: Tensor, before: Norm | None, after: Norm | None) -> Tensor:
     """With the gain of the norm after, and the centring of both."""
     if after is not None:
         matrix = after.after(matrix)
-    return matrix - matrix.mean(1, keepdim=True) if before is not None and before.centre else matrix
+    return matrix - matrix.mean(-1, keepdim=True) if before is not None and before.centre else matrix
 
 
 def _bias(pre: Tensor, read: Tensor, W: Tensor) -> Tensor:

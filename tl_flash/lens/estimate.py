@@ -29,12 +29,11 @@ class OverTexts:
         self.total, self.squares = torch.zeros(2, n_layers, d_model, d_model, dtype=torch.float64)
         self.texts = 0
 
-    def add(self, rows: slice, jacobian: Float[Tensor, "layer row text d_model"]) -> None:
-        """Take in some rows of each of some texts' Jacobians; the last rows complete them."""
-        for of_text in jacobian.unbind(2):
-            self.total[:, rows] += of_text.cpu()
-            self.squares[:, rows] += of_text.square().cpu()
-        self.texts += jacobian.shape[2] * (rows.stop == self.total.shape[1])
+    def add(self, layers: slice, rows: slice, jacobian: Float[Tensor, "text layer row d_model"]) -> None:
+        """Take in some rows of some texts' Jacobians of some layers; when all are in, `texts` is to be raised."""
+        wide = jacobian.cpu().double()
+        self.total[layers, rows] += wide.sum(0)
+        self.squares[layers, rows] += wide.square_().sum(0)
 
     def mean(self) -> Float[Tensor, "layer d_model d_model"]:
         """Over texts."""

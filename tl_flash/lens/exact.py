@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_flash.clamps import Prompts, attached
+from tl_flash.clamps import Prompts, attached, run_to
 from tl_flash.lens.estimate import Estimate, OverTexts
 from tl_flash.lens.passages import has_hook
 from tl_flash.lens.targets import first_target, normalised
@@ -39,8 +39,9 @@ def exact(
     n_tokens = 0
     total = len(batches) * -(-d_model // _ROWS)
     for tokens, rows, jacobian in track(steps, "exact lens", progress, total=total):
-        sums.add(rows, jacobian)
+        sums.add(slice(len(layers)), rows, jacobian)
         if rows.stop == d_model:
+            sums.texts += len(tokens)
             n_tokens += tokens.numel()
             if max_error is not None and sums.error() <= max_error:
                 break
@@ -49,7 +50,7 @@ def exact(
 
 def _rows(
     model: Any, tokens: Tensor, layers: Sequence[int], freeze_attention: bool
-) -> Iterator[tuple[slice, Float[Tensor, "layer row text d_model"]]]:
+) -> Iterator[tuple[slice, Float[Tensor, "text layer row d_model"]]]:
     """Rows of each text's Jacobians, for all layers at once; the forward pass runs once.
 
     A text has one change a layer, alike at every position but the first, and the mean output of its targets.
@@ -77,7 +78,7 @@ def _rows(
         hooks += [(name, lambda pattern, hook: pattern.detach()) for name in patterns if has_hook(model, name)]
     with ExitStack() as stack, differentiating(model):
         stack.enter_context(attached(model, hooks))
-        model(tokens.to(device), return_type=None, stop_at_layer=last + 1)
+        run_to(model, tokens, last)
         output = normalised(model, final[-1][:, first_target(length) :]).mean(1)
     inputs = [deltas[layer] for layer in layers]
     for start in range(0, d_model, _ROWS):
@@ -85,4 +86,4 @@ def _rows(
         seeds = torch.zeros(rows.stop - start, *output.shape, device=device, dtype=output.dtype)
         seeds[torch.arange(rows.stop - start), :, torch.arange(start, rows.stop)] = 1
         grads = torch.autograd.grad(output, inputs, seeds, retain_graph=True, is_grads_batched=True)
-        yield rows, torch.stack([grad[:, :, 0] for grad in grads])
+        yield rows, torch.stack([grad[:, :, 0] for grad in grads]).movedim(2, 0)

@@ -1,10 +1,9 @@
-"""Sums over tokens of the Jacobians of a block's attention and of its MLP, in closed form.
+"""Sums over the tokens of a text of the Jacobians of a block's attention and of its MLP, in closed form.
 
 A norm's derivative is r (1 - n n' / d), with its gain put into the matrix beside it (`norms.Norm`). Below, n and r are
-those of the norm before, m and l those of the norm after, which Gemma 2 and 3 and OLMo 2 have, and every sum is over
-the tokens given. All products that hold a token's own n or m are sums of outer products, so no Jacobian of a single
-token is ever built; and what multiplies the weights alone is summed first, so that the weights meet it once, however
-many batches there are. Sums of several batches add up.
+those of the norm before, m and l those of the norm after, which Gemma 2 and 3 and OLMo 2 have. All products that hold
+a token's own n or m are sums of outer products, so no Jacobian of a single token is ever built; and what multiplies the
+weights alone is summed first, so that a text meets the weights once. A target whose l is 0 does not count.
 """
 
 from __future__ import annotations
@@ -36,29 +35,20 @@ class Exit(NamedTuple):
     """Over what it was divided by."""
 
 
-class Sums(NamedTuple):
-    """What is known of a part after some tokens."""
-
-    inner: Tensor
-    """What stands between the weights: of an MLP a number a matrix and neuron, of attention a matrix a head."""
-    outer: Float[Tensor, "d_model d_model"]
-    """The sum of all outer products of a token's own."""
-
-
-def mlp_sums(
+def mlp_jacobian(
     entry: Entry,
     exit: Exit,
-    slopes: Sequence[Float[Tensor, "token d_mlp"]],
-    reads: Sequence[Float[Tensor, "token d_mlp"]],
+    slopes: Sequence[Float[Tensor, "text token d_mlp"]],
+    reads: Sequence[Float[Tensor, "text token d_mlp"]],
     inputs: Sequence[Float[Tensor, "d_model d_mlp"]],
     W_out: Float[Tensor, "d_mlp d_model"],
     gain: Float[Tensor, " d_model"],
-) -> Sums:
+) -> Float[Tensor, "text d_model d_model"]:
     """Of l (1 - m m'/d) W_out' (sum over j of diag(a_j) X_j) r (1 - n n'/d), with X_j = inputs[j]' diag(gain).
 
     Args:
-        entry: the norm before the MLP, [token].
-        exit: the norm after it, [token].
+        entry: the norm before the MLP, [text, token].
+        exit: the norm after it, [text, token].
         slopes: a_j, the derivative of hook_post by each pre-activation: of one where the MLP is ungated, of gate and up
             where it is gated (silu'(g) u and silu(g)).
         reads: X_j n: the pre-activations without biases.
@@ -68,37 +58,31 @@ def mlp_sums(
     """
     (n, r), (m, l) = entry, exit  # noqa: E741
     d, weight = W_out.shape[1], l * r
-    outer = torch.zeros(d, d, dtype=W_out.dtype, device=W_out.device)
+    inputs = [W * gain[:, None] for W in inputs]
+    active = [torch.einsum("bt,btm->bm", weight, a)[:, None] for a in slopes]
+    mixed = inputs[0] * active[0]
+    for W, a in zip(inputs[1:], active[1:], strict=True):
+        mixed.addcmul_(W, a)
+    total = mixed @ W_out  # transposed: [text, from, to]
     if n is not None:
         written = _sum(a * read for a, read in zip(slopes, reads, strict=True)) @ W_out
         if m is not None:
             written = written - m * (m * written).sum(-1, keepdim=True) / d
-        outer -= (weight[:, None] * written).T @ n / d
+        total.baddbmm_(n.mT, weight[..., None] * written, alpha=-1 / d)
     if m is not None:
         probed = m @ W_out.T
-        seen = _sum((a * probed) @ W.T for a, W in zip(slopes, inputs, strict=True)) * gain
-        outer -= (weight[:, None] * m).T @ seen / d
-    return Sums(torch.stack([weight @ a for a in slopes]), outer)
+        seen = _sum((a * probed) @ W.T for a, W in zip(slopes, inputs, strict=True))
+        total.baddbmm_(seen.mT, weight[..., None] * m, alpha=-1 / d)
+    return total.mT
 
 
-def mlp_jacobian(
-    sums: Sums,
-    inputs: Sequence[Float[Tensor, "d_model d_mlp"]],
-    W_out: Float[Tensor, "d_mlp d_model"],
-    gain: Float[Tensor, " d_model"],
-) -> Float[Tensor, "d_model d_model"]:
-    """What `mlp_sums` is of, summed over all its tokens."""
-    mixed = _sum(a[:, None] * W.T for a, W in zip(sums.inner, inputs, strict=True))
-    return torch.addcmul(sums.outer, W_out.T @ mixed, gain)
-
-
-def attention_sums(
+def attention_jacobian(
     entry: Entry,
     exit: Exit,
     pattern: Float[Tensor, "text head target source"],
     W_V: Float[Tensor, "head d_model d_head"],
     W_O: Float[Tensor, "head d_head d_model"],
-) -> Sums:
+) -> Float[Tensor, "text d_model d_model"]:
     """Of l_t (1 - m_t m_t'/d) W_O' W_V' P_ts r_s (1 - n_s n_s'/d), over targets t, heads and sources s.
 
     The pattern P is held constant.
@@ -112,27 +96,22 @@ def attention_sums(
     """
     (n, r), (m, l) = entry, exit  # noqa: E741
     d = W_O.shape[-1]
-    outer = torch.zeros(d, d, dtype=W_O.dtype, device=W_O.device)
     weight = torch.einsum("bt,bhts->bhs", l, pattern) * r[:, None]
-    core = weight.sum((0, 2))[:, None, None] * W_V  # [head, d_model, d_head]
+    core = weight.sum(-1)[..., None, None] * W_V.mT  # [text, head, d_head, d_model]
     values = None
     if n is not None:
         values = torch.einsum("bsd,hdk->bhsk", n, W_V)
-        core = core - torch.einsum("bsd,bhsk->hdk", n, weight[..., None] * values) / d
+        core -= (weight[..., None] * values).mT @ n[:, None] / d
+    total = W_O.flatten(0, 1).T @ core.flatten(1, 2)
     if m is not None:
         probed = torch.einsum("bte,hke->bhtk", m, W_O)
         reach = torch.einsum("bhts,bs->bht", pattern, r)
         seen = torch.einsum("bhtk,hdk->btd", reach[..., None] * probed, W_V)
         if n is not None and values is not None:
-            through = (probed @ values.transpose(-1, -2) * pattern).sum(1) * r[:, None]  # [text, target, source]
+            through = (probed @ values.mT * pattern).sum(1) * r[:, None]  # [text, target, source]
             seen = seen - through @ n / d
-        outer -= torch.einsum("bte,btd->ed", l[..., None] * m, seen) / d
-    return Sums(core, outer)
-
-
-def attention_jacobian(sums: Sums, W_O: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "d_model d_model"]:
-    """What `attention_sums` is of, summed over all its tokens."""
-    return torch.einsum("hke,hdk->ed", W_O, sums.inner) + sums.outer
+        total.baddbmm_((l[..., None] * m).mT, seen, alpha=-1 / d)
+    return total
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_flash.clamps import Prompts
 from tl_flash.lens.blocks import Block
 from tl_flash.lens.estimate import Estimate, OverTexts
-from tl_flash.lens.factors import Sums
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import Passage, passages
 from tl_flash.lens.targets import final_norm, first_target
@@ -21,17 +20,26 @@ from tl_flash.progress import track
 
 _ROWS = 16
 """Rows of a Jacobian that one backward pass gives."""
-Square = Float[Tensor, "d_model d_model"]
+_BYTES = 2**30
+"""What the Jacobians of the texts that are run together may take."""
+_TOGETHER = 8
+"""Texts that are run together at most."""
+Square = Float[Tensor, "*text d_model d_model"]
 
 
 def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: bool | None = None) -> Estimate:
-    """The mean over texts of the lens of each, and its standard error from their spread; one text is held at a time."""
+    """The mean over texts of the lens of each, and its standard error from their spread; few are held at a time."""
     blocks = survey(model, texts)
     d_model = model.W_U.shape[0]
     sums = OverTexts(len(layers), d_model)
-    for row in track(texts.rows, "mean-field lens", progress):
-        made = dict(chain(local_jacobians(model, Prompts((row,)), blocks, 1)))
-        sums.add(slice(0, d_model), torch.stack([made[layer] for layer in layers])[:, :, None])
+    places = {layer: place for place, layer in enumerate(layers)}
+    rows = sorted(texts.rows, key=len)
+    size = max(1, min(_TOGETHER, _BYTES // (8 * len(blocks) * d_model**2)))
+    for batch in track([rows[at : at + size] for at in range(0, len(rows), size)], "mean-field lens", progress):
+        for layer, lenses in chain(local_jacobians(model, batch, blocks)):
+            if layer in places:
+                sums.add(slice(places[layer], places[layer] + 1), slice(0, d_model), lenses[:, None])
+        sums.texts += len(batch)
     measured = tuple(layer for layer, block in enumerate(blocks) if block is None)
     tokens = sum(map(len, texts.rows))
     return Estimate(sums.mean().float(), sums.stderr().float(), len(texts.rows), tokens, measured)
@@ -39,19 +47,34 @@ def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: b
 
 def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
     """The local mean Jacobians over all texts together."""
-    return local_jacobians(model, texts, survey(model, texts), batch_size)
+    blocks = survey(model, texts)
+    rows = texts.rows
+    fields = [local_jacobians(model, rows[at : at + batch_size], blocks) for at in range(0, len(rows), batch_size)]
+    return MeanField(
+        [Local.together([field.blocks[layer] for field in fields]) for layer in range(len(blocks))],
+        Local.together([field.final for field in fields]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """Mean Jacobians of one block: it is the product of (1 + part), the first part acting first."""
+    """Mean Jacobians of one block, of each text or of all: it is the product of (1 + part), the first acting first."""
 
     parts: tuple[Square, ...]
-    tokens: int
+    tokens: Int[Tensor, "*text"]
+    """How many tokens they are means over."""
+
+    @classmethod
+    def together(cls, several: Sequence[Local]) -> Local:
+        """The means over all tokens of several batches of texts."""
+        tokens = torch.cat([each.tokens for each in several])
+        weights = (tokens / tokens.sum())[:, None, None]
+        parts = zip(*(each.parts for each in several), strict=True)
+        return cls(tuple((torch.cat(part) * weights).sum(0) for part in parts), tokens.sum())
 
     def block(self) -> Square:
         """The mean Jacobian of the residual stream after the block by that before it."""
-        product = eye = torch.eye(len(self.parts[0]), dtype=self.parts[0].dtype, device=self.parts[0].device)
+        product = eye = torch.eye(self.parts[0].shape[-1], dtype=self.parts[0].dtype, device=self.parts[0].device)
         for part in self.parts:
             product = (eye + part) @ product
         return product
@@ -74,46 +97,28 @@ def chain(field: MeanField) -> Iterator[tuple[int, Square]]:
             product = product + product @ part
 
 
-def local_jacobians(model: Any, texts: Prompts, blocks: Sequence[Block | None], batch_size: int) -> MeanField:
-    """The mean over tokens of each block's and the final norm's Jacobians, holding one batch of one layer at a time."""
+def local_jacobians(model: Any, texts: Sequence[Int[Tensor, " position"]], blocks: Sequence[Block | None]) -> MeanField:
+    """The mean over the tokens of each text of each block's and the final norm's Jacobians."""
     numeric = frozenset(layer for layer, block in enumerate(blocks) if block is None)
     norm = final_norm(model)
-    sums: dict[int, tuple[Tensor, ...]] = {}
-    counts: dict[int, int] = {}
-
-    def add(layer: int, tokens: int, *parts: Tensor) -> None:
-        before = sums.get(layer)
-        sums[layer] = parts if before is None else tuple(old + new for old, new in zip(before, parts, strict=True))
-        counts[layer] = counts.get(layer, 0) + tokens
+    found: dict[int, Local] = {}
 
     def take(layer: int, passage: Passage) -> None:
         block, left = blocks[layer], passage.left
         assert left is not None
-        n_texts, length, _ = left.shape
-        n_targets = n_texts * (length - 1)
+        tokens = torch.tensor(passage.lengths, device=left.device) - 1
         if block is None:
-            add(layer, n_targets, _measured(passage))
+            parts = (_measured(passage),)
         else:
-            attention, mlp = block.sums(passage, 1)
-            add(layer, n_targets, *attention, *mlp)
+            attention, mlp = block.jacobians(passage)
+            parts = (attention + mlp,) if block.parallel else (attention, mlp)
+        found[layer] = Local(tuple(part / tokens[:, None, None] for part in parts), tokens)
         if layer == len(blocks) - 1:
-            outputs = left.detach()[:, first_target(length) :].flatten(0, 1)
-            add(len(blocks), len(outputs), _of_norm(norm, outputs))
+            found[len(blocks)] = _of_norm(norm, passage)
 
-    def parts(layer: int, block: Block | None) -> tuple[Square, ...]:
-        if block is None:
-            return sums[layer]
-        inner, outer, *mlp = sums[layer]
-        jacobians = block.jacobians(Sums(inner, outer), Sums(*mlp))
-        return (jacobians[0] + jacobians[1],) if block.parallel else jacobians
-
-    for _, tokens in texts.batches(batch_size):
-        passages(model, tokens, take, moved=numeric)
-    means = [
-        Local(tuple(part / counts[layer] for part in parts(layer, block)), counts[layer])
-        for layer, block in enumerate((*blocks, None))
-    ]
-    return MeanField(means[:-1], means[-1])
+    passages(model, texts, take, moved=numeric)
+    *of_blocks, final = (found[layer] for layer in range(len(blocks) + 1))
+    return MeanField(of_blocks, final)
 
 
 def survey(model: Any, texts: Prompts) -> list[Block | None]:
@@ -123,29 +128,33 @@ def survey(model: Any, texts: Prompts) -> list[Block | None]:
     def take(layer: int, passage: Passage) -> None:
         blocks[layer] = Block.of(model.blocks[layer], passage)
 
-    passages(model, max(texts.rows, key=len)[None], take)
+    passages(model, (max(texts.rows, key=len),), take)
     return [blocks[layer] for layer in sorted(blocks)]
 
 
 def _measured(passage: Passage) -> Square:
-    """The sum over targets of what a block adds, by one change of every position but the first: row by row."""
+    """The sum over a text's targets of what a block adds, by one change of every position but the first, by rows."""
     assert passage.delta is not None and passage.left is not None
-    total = passage.left[:, 1:].sum((0, 1))
-    d_model, n_targets = len(total), passage.left[:, 1:, 0].numel()
-    eye = torch.eye(d_model, dtype=total.dtype, device=total.device)
+    counted = passage.counted([1] * len(passage.lengths))
+    total = (passage.left * counted[..., None].to(passage.left)).sum((0, 1))
+    eye = torch.eye(len(total), dtype=total.dtype, device=total.device)
     rows = [
-        torch.autograd.grad(total, passage.delta, seeds, retain_graph=True, is_grads_batched=True)[0]
+        torch.autograd.grad(total, passage.delta, seeds, retain_graph=True, is_grads_batched=True)[0][:, :, 0]
         for seeds in eye.split(_ROWS)
     ]
-    return torch.cat(rows).to(torch.promote_types(total.dtype, torch.float32)) - n_targets * eye
+    left = torch.cat(rows).transpose(0, 1).to(torch.promote_types(total.dtype, torch.float32))
+    return left - counted.sum(1)[:, None, None] * eye
 
 
-def _of_norm(norm: Norm | None, outputs: Float[Tensor, "token d_model"]) -> Square:
-    """The sum over tokens of the final norm's Jacobian, without its gain; of no norm, the identity's."""
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+def _of_norm(norm: Norm | None, passage: Passage) -> Local:
+    """The mean over each text's outputs of the final norm's Jacobian, without its gain; of no norm, the identity."""
+    assert passage.left is not None
+    counted = passage.counted([first_target(length) for length in passage.lengths])
+    outputs, tokens = passage.left.detach().to(counted), counted.sum(1)
+    eye = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
     if norm is None:
-        return len(outputs) * eye
+        return Local((eye.expand(len(outputs), -1, -1),), tokens.long())
     n, r = norm.unit(outputs)
-    total = r.sum() * eye - (n * r[:, None]).T @ n / len(eye)
-    return total - total.mean(1, keepdim=True) if norm.centre else total
+    r = r * counted / tokens[:, None]
+    total = r.sum(1)[:, None, None] * eye - (n * r[..., None]).mT @ n / len(eye)
+    return Local((total - total.mean(-1, keepdim=True) if norm.centre else total,), tokens.long())

@@ -60,8 +60,8 @@ class Norm:
         """Its answer y."""
         return self.unit(x)[0] * self.gain + self.bias
 
-    def after(self, matrix: Float[Tensor, "d_model d"]) -> Float[Tensor, "d_model d"]:
+    def after(self, matrix: Float[Tensor, "*text d_model d"]) -> Float[Tensor, "*text d_model d"]:
         """The gain and the centring on the output of a matrix that lacks them."""
         if self.centre:
-            matrix = matrix - matrix.mean(0)
+            matrix = matrix - matrix.mean(-2, keepdim=True)
         return self.gain[:, None] * matrix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_flash.clamps import attached, hook_point
+from tl_flash.clamps import attached, hook_point, run_to
 from tl_flash.weights import differentiating
 
 NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
@@ -29,9 +29,11 @@ class Call(NamedTuple):
 class Passage:
     """What passed through one block, batch first; what it does not have, or does not show, is missing."""
 
+    lengths: tuple[int, ...]
+    """Of the texts; what stands at later positions is padding, which no earlier one sees."""
     entered: Float[Tensor, "text position d_model"]
     """The residual stream before the block, cut off from what came before it."""
-    delta: Float[Tensor, " d_model"] | None = None
+    delta: Float[Tensor, "text 1 d_model"] | None = None
     """What was added to it at every position but the first: zero, with a gradient; None where none was asked for."""
     pattern: Float[Tensor, "text head query key"] | None = None
     """Of attention; a constant to gradients."""
@@ -43,19 +45,29 @@ class Passage:
     left: Float[Tensor, "text position d_model"] | None = None
     """The residual stream after the block."""
 
+    def counted(self, first: Sequence[int]) -> Float[Tensor, "text position"]:
+        """1 at each text's positions from its `first` on, 0 elsewhere."""
+        positions = torch.arange(self.entered.shape[1], device=self.entered.device)
+        bounds = torch.tensor([[*first], [*self.lengths]], device=self.entered.device)[..., None]
+        counted = (positions >= bounds[0]) & (positions < bounds[1])
+        return counted.to(torch.promote_types(self.entered.dtype, torch.float32))
+
 
 def passages(
     model: Any,
-    tokens: Int[Tensor, "text position"],
+    texts: Sequence[Int[Tensor, " position"]],
     take: Callable[[int, Passage], None],
     *,
     moved: frozenset[int] = frozenset(),
 ) -> None:
     """Run a model once and hand over what passed through each block, as it leaves it; only one is held at a time.
 
+    Texts of different lengths are padded on the right, by their own last token: attention is causal, so that no text
+    sees it.
+
     Args:
         model: a HookedTransformer or a TransformerBridge.
-        tokens: without padding.
+        texts: token ids of each.
         take: gets the layer and its passage.
         moved: layers whose passage has a `delta`, and a graph from it to `left`.
 
@@ -63,32 +75,36 @@ def passages(
         RuntimeError: a block did not pass through hook_resid_pre and hook_resid_post.
     """
     seen: set[int] = set()
+    last, lengths = len(model.blocks) - 1, tuple(map(len, texts))
+    longest = max(lengths)
 
-    def counted(layer: int, passage: Passage) -> None:
+    def given(layer: int, passage: Passage) -> None:
         seen.add(layer)
         take(layer, passage)
 
     with ExitStack() as stack, differentiating(model):
         for layer, block in enumerate(model.blocks):
-            stack.enter_context(_watched(model, block, layer, counted, layer in moved))
-        model(tokens.to(model.W_U.device), return_type=None, stop_at_layer=len(model.blocks))
+            stack.enter_context(_watched(model, block, layer, lengths, given, layer in moved))
+        run_to(model, torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in texts]), last)
     missing = set(range(len(model.blocks))) - seen
     if missing:
         raise RuntimeError(f"layers {sorted(missing)}: the model did not pass through their hook_resid_post")
 
 
 @contextmanager
-def _watched(model: Any, block: Any, layer: int, take: Callable[[int, Passage], None], moved: bool) -> Iterator[None]:
+def _watched(
+    model: Any, block: Any, layer: int, lengths: tuple[int, ...], take: Callable[[int, Passage], None], moved: bool
+) -> Iterator[None]:
     """Hooks on one block that fill a passage and hand it over."""
     current: list[Passage] = []
     gated = torch.is_tensor(getattr(getattr(block, "mlp", None), "W_gate", None))
 
     def enter(residual: Tensor, hook: Any) -> Tensor:
-        passage = Passage(residual.detach())
+        passage = Passage(lengths, residual.detach())
         current[:] = [passage]
         if not moved:
             return passage.entered
-        passage.delta = residual.new_zeros(residual.shape[-1]).requires_grad_()
+        passage.delta = residual.new_zeros(len(residual), 1, residual.shape[-1]).requires_grad_()
         moves = torch.ones(residual.shape[1], 1, dtype=residual.dtype, device=residual.device)
         moves[0] = 0
         return passage.entered + passage.delta * moves
