@@ -316,6 +316,17 @@ def test_every_figure_of_a_map_survives_zero_directions(pruned, maps):
     assert {len(t.x) for t in figures["changed"].data} == {0, N - 3}
 
 
+def test_a_model_is_named_without_the_folders_that_it_lies_in(maps, x, two_layers, validation, curve):
+    def placed(map, name, **changes):
+        return dataclasses.replace(map, source=dataclasses.replace(map.source, model=f"/private/{name}", **changes))
+
+    moved, carried = [placed(map, str(i)) for i, map in enumerate(maps)], placed(two_layers, "tiny", lens="made")
+    for figure in all_figures(moved, x, carried, validation, curve, "light"):
+        assert "private" not in figure.to_json()
+    subtitle = plots.token_by_layer(carried, 5).layout.title.subtitle.text
+    assert subtitle.startswith('tiny, side "out", through a lens · ')
+
+
 def test_concepts_by_layer(bridge):
     table = concepts(bridge, ["dog", "cat", "sea"], sides=["in", "out"])
     figure = plots.concepts(table, theme="dark")

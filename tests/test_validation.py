@@ -246,6 +246,7 @@ def test_labels_through_a_lens_made_on_the_way(model):
     options = dict(prompts=PROMPTS, controls=3)
     auto = validate(model, hits, lens="auto", **options)
     given = validate(model, hits, lens=jacobian_lens(model), **options)
+    assert auto.reading == 'side "out", through a lens' and auto.reading in repr(auto)
     assert auto.to_frame()["dlogp"].tolist() == given.to_frame()["dlogp"].tolist()
     for options in ({}, {"lens": jacobian_lens(model, PROMPTS)}):
         with pytest.raises(ValueError, match="the lens that the map was made with"):

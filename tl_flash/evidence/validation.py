@@ -35,7 +35,6 @@ from tl_flash.weights import MLPWeights, read
 if TYPE_CHECKING:
     import pandas as pd
 
-
 DOSE = 5.0
 """What value="auto" clamps to by default, in multiples of the neuron's own largest activation."""
 COLUMNS = (
@@ -50,6 +49,8 @@ class Validation:
 
     records: tuple[dict[str, Any], ...]
     side: str
+    reading: str
+    """What gave the labels, in words: the side, and whether a lens."""
     prompts: int
     controls: int
     control_effects: Float[Tensor, "neuron control"]
@@ -83,7 +84,7 @@ class Validation:
     def __repr__(self) -> str:
         effect = torch.tensor([record["dlogp"] for record in self.records], dtype=torch.float32).median()
         return (
-            f'{len(self.records)} neurons, side "{self.side}", {self.prompts} prompts, {self.controls} controls each: '
+            f"{len(self.records)} neurons, {self.reading}, {self.prompts} prompts, {self.controls} controls each: "
             f"{self.share_raised():.0%} of labels raised, median {effect:+.2f} nats "
             f"(controls {self.control_effects.median():+.2f}); {self.share_significant():.0%} significant (q <= 0.05)"
             + (f"; {len(self.silent)} silent on the prompts: {', '.join(self.silent)}" if self.silent else "")
@@ -204,7 +205,8 @@ def validate(
     q_values = false_discovery_control([record["p_value"] for record in records])  # Benjamini and Hochberg's
     for record, q in zip(records, q_values.tolist(), strict=True):
         record["q_value"] = q
-    return Validation(tuple(records), hits.origin.side, len(texts.rows), controls, torch.stack(effects), silent)
+    side, reading = hits.origin.side, hits.origin.reading
+    return Validation(tuple(records), side, reading, len(texts.rows), controls, torch.stack(effects), silent)
 
 
 def _require_value(value: Any) -> None:

@@ -50,6 +50,11 @@ class Origin:
     vocab: Vocab
     null: Null | None
 
+    @property
+    def reading(self) -> str:
+        """What of the neurons was read, in words."""
+        return f'side "{self.side}"{"" if self.source.lens is None else ", through a lens"}'
+
     def bars(self, quantile: float = 0.999) -> dict[int, float]:
         """By layer, the top z-score that this share of its null stays under.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,7 +13,7 @@ from torch import Tensor
 from tl_flash.maps import Hits, NeuronMap
 from tl_flash.names import AnyNeuron
 from tl_flash.show.plots import theme as themes
-from tl_flash.show.plots.names import named
+from tl_flash.show.plots.names import named, reading_of
 from tl_flash.show.plots.theme import all_quoted, quoted
 
 _COMPONENTS, _ROUNDS, _NAMED = 16, 20, 4
@@ -65,7 +64,7 @@ def neuron_atlas(
     figure = themes.figure(
         colours,
         "A map of neurons by what they stand for",
-        f'{len(ids):,} neurons of {escape(origin.source.model)}, side "{origin.side}" · principal components of their '
+        f"{len(ids):,} neurons of {reading_of(origin)} · principal components of their "
         "directions · clusters named by their own labels",
         f"first principal component ({kept[0]:.1%} of the variance)",
         f"second principal component ({kept[1]:.1%})",

@@ -89,8 +89,9 @@ def dose_curve(curve: DoseCurve | DoseWindow, *, theme: str = "light") -> go.Fig
 def _window(window: DoseWindow, colours: Theme) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
     figure.update_layout(template=colours.template())
-    subtitle = f"greedy completions of {window.shows.shape[1]} prompts, read by the unclamped model"
-    themes.titled(figure, colours, escape(repr(window)), subtitle)
+    title, _, found = escape(repr(window)).rpartition(": ")
+    subtitle = f"{found} · greedy completions of {window.shows.shape[1]} prompts, read by the unclamped model"
+    themes.titled(figure, colours, title, subtitle)
     doses = window.doses[1:].tolist()
     lines = (
         (1, f"speak of {quoted(window.looked_for)}", window.share_shown, colours.blue, "solid", ".0%"),
@@ -142,7 +143,6 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
     colours = themes.of(theme)
     if not validations:
         raise ValueError("validations: expected at least one Validation, as tl_flash.validate makes them, got none")
-    names = [f'side "{run.side}"' for run in validations]
     counts = ", ".join(dict.fromkeys(str(len(run.records)) for run in validations))
     prompts = ", ".join(dict.fromkeys(str(run.prompts) for run in validations))
     figure = themes.figure(
@@ -200,11 +200,13 @@ def validation(*validations: Validation, theme: str = "light") -> go.Figure:
                 ),
             )
     told = [
-        f"{name}<br>{run.share_raised():.0%} raised, {run.share_significant():.0%} significant"
-        for name, run in zip(names, validations, strict=True)
+        f"{run.reading.replace(', ', '<br>')}<br>{run.share_raised():.0%} raised<br>"
+        f"{run.share_significant():.0%} significant"
+        for run in validations
     ]
     figure.add_hline(y=0, line={"color": colours.muted, "width": 1})
-    figure.update_xaxes(tickvals=list(range(len(told))), ticktext=told, range=[-0.5, len(told) - 0.5], showline=False)
+    ticks = {"tickvals": list(range(len(told))), "ticktext": told, "tickangle": 0}
+    figure.update_xaxes(**ticks, range=[-0.5, len(told) - 0.5], showline=False)
     return figure
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -11,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from tl_flash.maps import Comparison, NeuronMap
 from tl_flash.show.plots import theme as themes
-from tl_flash.show.plots.names import named
+from tl_flash.show.plots.names import model_of, named, reading_of
 from tl_flash.show.plots.theme import Theme, all_quoted
 
 _FENCES = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -49,7 +47,7 @@ def specialisation(neurons: NeuronMap, *, theme: str = "light") -> go.Figure:
         panels,
         colours,
         "How specialised each layer's neurons are",
-        f'{escape(neurons.source.model)}, side "{neurons.side}"{share}',
+        f"{reading_of(neurons.origin)}{share}",
     )
     z = torch.cat([neurons.positive.z[..., 0], neurons.negative.z[..., 0]], dim=1)
     ids = torch.cat([neurons.positive.ids[..., 0], neurons.negative.ids[..., 0]], dim=1)
@@ -133,7 +131,7 @@ def agreement(comparison: Comparison, *, parts: int = 10, theme: str = "light") 
     colours = themes.of(theme)
     panels = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06)
     panels.update_layout(template=colours.template(), bargap=0.3, bargroupgap=0.08)
-    a, b = (escape(map.source.model) for map in (comparison.a, comparison.b))
+    a, b = (model_of(map.source) for map in (comparison.a, comparison.b))
     themes.titled(
         panels,
         colours,
@@ -200,10 +198,10 @@ def changed(comparison: Comparison, *, theme: str = "light") -> go.Figure:
     count = int(differ.sum())
     figure = themes.figure(
         colours,
-        f"Where neurons change their top token from {escape(a.source.model)} to {escape(b.source.model)}",
+        f"Where neurons change their top token from {model_of(a.source)} to {model_of(b.source)}",
         f'{count:,} of {int(comparison.compared.sum()):,} neurons changed, side "{a.side}"',
         "layer",
-        f"top z-score in {escape(a.source.model)}",
+        f"top z-score in {model_of(a.source)}",
     )
     z = a.positive.z[..., 0].numpy()
     probs = a.positive.probs[..., 0].numpy() if a.score == "dot" else np.full_like(z, np.nan)

@@ -1,11 +1,23 @@
-"""How a figure's points name their neurons."""
+"""How a figure names models, readings and neurons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from typing import Any
 
-from tl_flash.names import AnyNeuron
+from tl_flash.maps import Origin, Source
+from tl_flash.names import AnyNeuron, shown_model
+
+
+def model_of(source: Source) -> str:
+    """Its name, without the folders that it lies in."""
+    return escape(shown_model(source.model))
+
+
+def reading_of(origin: Origin) -> str:
+    """The model and what of its neurons is read."""
+    return f"{model_of(origin.source)}, {origin.reading}"
 
 
 def named(neurons: Iterable[AnyNeuron], *, experts: bool) -> tuple[str, dict[str, Any]]:

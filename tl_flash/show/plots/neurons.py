@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from tl_flash.maps import NeuronMap
 from tl_flash.names import NeuronLike
 from tl_flash.show.plots import theme as themes
-from tl_flash.show.plots.names import named
+from tl_flash.show.plots.names import named, reading_of
 from tl_flash.show.plots.theme import Theme, all_quoted, quoted
 
 _NAMED = 3
@@ -54,7 +53,7 @@ def token_by_layer(neurons: NeuronMap, token: str | int, *, theme: str = "light"
     figure = themes.figure(
         colours,
         f"Which neurons stand for {name}",
-        f"{_named(neurons)} · {int(beyond.sum())} of {len(neurons):,} neurons have it beyond the null",
+        f"{reading_of(neurons.origin)} · {int(beyond.sum())} of {len(neurons):,} neurons have it beyond the null",
         "layer",
         f"probability of {name}",
     )
@@ -206,7 +205,7 @@ def neuron(
         figure,
         colours,
         f"{reading.neuron} {stands} {label}",
-        f"{_named(neurons)} · excess kurtosis {reading.kurtosis:.2f}, norm {reading.norm:.3g}{verdict}",
+        f"{reading_of(neurons.origin)} · excess kurtosis {reading.kurtosis:.2f}, norm {reading.norm:.3g}{verdict}",
     )
     figure.update_yaxes(
         autorange="reversed", showgrid=False, tickfont={"size": 11}, title_text="top tokens", row=2, col=1
@@ -244,7 +243,3 @@ def _histogram(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _curve(d_vocab: int) -> tuple[np.ndarray, np.ndarray]:
     z = np.linspace(-5, 5, 201)
     return z, np.maximum(d_vocab * _BIN * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), 0.3)
-
-
-def _named(neurons: NeuronMap) -> str:
-    return f'{escape(neurons.source.model)}, side "{neurons.side}"'

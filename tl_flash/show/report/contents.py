@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_flash.maps import Comparison, ConceptTable, NeuronMap
+from tl_flash.names import shown_model
 from tl_flash.show.report import pack
 
 
@@ -34,7 +35,11 @@ def side(
     }
     other = None
     if comparison is not None:
-        other = {"model": comparison.b.source.model, "agreement": comparison.agreement, "null": comparison.null}
+        other = {
+            "model": shown_model(comparison.b.source.model),
+            "agreement": comparison.agreement,
+            "null": comparison.null,
+        }
     told = {
         "side": map.side,
         "fingerprint": map.source.fingerprint,
@@ -52,7 +57,7 @@ def meta(title: str, map: NeuronMap, sides: Sequence[dict[str, Any]], **more: An
     source = map.source
     return {
         "title": title,
-        "model": source.model,
+        "model": shown_model(source.model),
         "layers": list(map.layers),
         "n_layers": map.n_layers,
         "d_mlp": map.d_mlp,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tl_flash import artefacts
 from tl_flash.evidence import Explanation, Validation
 from tl_flash.maps import Comparison, ConceptHits, ConceptTable, NeuronMap
+from tl_flash.names import shown_model
 from tl_flash.show.report import contents, given, layout, pack
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def write(
     artefacts.require_place(path, "the page")
     if figures is None:
         figures = _standard_figures(maps, comparisons, given.listed_validations(validation))
-    title = title if title is not None else f"What the neurons of {maps[0].source.model} stand for"
+    title = title if title is not None else f"What the neurons of {shown_model(maps[0].source.model)} stand for"
     blobs, sides = {"vocab": contents.vocabulary(maps[0])}, []
     for one in maps:
         comparison = next((c for c in comparisons if c.a.side == one.side), None)
