@@ -90,8 +90,7 @@ def _window(window: DoseWindow, colours: Theme) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
     figure.update_layout(template=colours.template())
     title, _, found = escape(repr(window)).rpartition(": ")
-    subtitle = f"{found} · greedy completions of {window.shows.shape[1]} prompts, read by the unclamped model"
-    themes.titled(figure, colours, title, subtitle)
+    themes.titled(figure, colours, title, f"{found} · greedy completions of {window.shows.shape[1]} prompts")
     doses = window.doses[1:].tolist()
     lines = (
         (1, f"speak of {quoted(window.looked_for)}", window.share_shown, colours.blue, "solid", ".0%"),
