@@ -9,7 +9,7 @@ from tests.lens_truth import in_double
 from tl_flash import jacobian_lens
 from tl_flash.clamps import Prompts, attached
 from tl_flash.lens.blocks import Block
-from tl_flash.lens.mean_field import field_of, survey
+from tl_flash.lens.mean_field import _together, field_of, survey
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import passages
 from tl_flash.lens.texts import TEXTS
@@ -191,6 +191,14 @@ def test_padding_is_no_padding_token_to_a_tokenizer_that_pads_on_the_left(surfac
     model.tokenizer = families.tokenizer()
     model.tokenizer.padding_side = "left"
     assert torch.equal(jacobian_lens(model, texts).J, before.J)
+
+
+def test_long_texts_are_run_alone_and_short_ones_together():
+    lengths = [600, 3, 64, 300, 64, 513, 2, 200, 512]
+    batches = [[len(row) for row in batch] for batch in _together([torch.zeros(n) for n in lengths], 8)]
+    assert batches == [[2, 3, 64, 64], [200], [300], [512], [513], [600]]
+    assert [len(batch) for batch in _together([torch.zeros(64)] * 20, 8)] == [8, 8, 4]
+    assert [len(batch) for batch in _together([torch.zeros(64)] * 3, 0)] == [1, 1, 1]
 
 
 def test_one_layer_is_held_at_a_time(bridge):

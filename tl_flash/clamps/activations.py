@@ -276,5 +276,5 @@ def residual_length(model: Any, prompts: Prompts, layers: Iterable[int]) -> dict
     with measuring(model), attached(model, [(name, partial(see, name=name)) for name in squares]):
         for _, tokens in prompts.batches(8):
             count += tokens.shape[0] * max(tokens.shape[1] - 1, 1)
-            run_to(model, tokens, max(chosen))
+            run_to(model, tokens, max(chosen, default=0))
     return {int(name.split(".")[1]): (total / count) ** 0.5 for name, total in squares.items()}

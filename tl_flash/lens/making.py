@@ -80,8 +80,8 @@ def jacobian_lens(
             takes away more noise than truth, and time.
         max_error: "exact" stops when the standard error, relative to J, is at most this in every layer.
         exact_prompts: of how many of the prompts "mixed" takes the exact mean; by default 8.
-        batch_size: prompts a forward pass of "exact" and "mixed"; the mean-field lens runs eight together, or
-            as many as have Jacobians of 1 GiB.
+        batch_size: prompts a forward pass of "exact" and "mixed"; the mean-field lens runs as many together
+            as have 512 tokens and Jacobians of 1 GiB.
         progress: a bar; by default on a terminal or in a notebook.
 
     Returns:

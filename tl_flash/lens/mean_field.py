@@ -22,8 +22,8 @@ _ROWS = 16
 """Rows of a Jacobian that one backward pass gives."""
 _BYTES = 2**30
 """What the Jacobians of the texts that are run together may take."""
-_TOGETHER = 8
-"""Texts that are run together at most."""
+_TOKENS = 2**9
+"""Tokens, padding included, that are run together at most; a longer text is run alone."""
 Square = Float[Tensor, "*text d_model d_model"]
 
 
@@ -33,9 +33,8 @@ def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: b
     d_model = model.W_U.shape[0]
     sums = OverTexts(len(layers), d_model)
     places = {layer: place for place, layer in enumerate(layers)}
-    rows = sorted(texts.rows, key=len)
-    size = max(1, min(_TOGETHER, _BYTES // (8 * len(blocks) * d_model**2)))
-    for batch in track([rows[at : at + size] for at in range(0, len(rows), size)], "mean-field lens", progress):
+    batches = list(_together(texts.rows, _BYTES // (8 * len(blocks) * d_model**2)))
+    for batch in track(batches, "mean-field lens", progress):
         for layer, lenses in chain(local_jacobians(model, batch, blocks)):
             if layer in places:
                 sums.add(slice(places[layer], places[layer] + 1), slice(0, d_model), lenses[:, None])
@@ -43,6 +42,17 @@ def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: b
     measured = tuple(layer for layer, block in enumerate(blocks) if block is None)
     tokens = sum(map(len, texts.rows))
     return Estimate(sums.mean().float(), sums.stderr().float(), len(texts.rows), tokens, measured)
+
+
+def _together(rows: Sequence[Int[Tensor, " position"]], at_most: int) -> Iterator[list[Int[Tensor, " position"]]]:
+    """Texts of about the same length, as many as may be run together."""
+    batch: list[Tensor] = []
+    for row in sorted(rows, key=len):
+        if batch and (len(batch) >= at_most or (len(batch) + 1) * len(row) > _TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
 
 
 def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
