@@ -524,8 +524,8 @@ def test_refusals(maps, models, validation, tmp_path):
     with pytest.raises(TypeError, match="validation: expected a Validation"):
         report.write(base, path, validation=5)
     table = concepts(demo.path("base"), ["dog"], layers=[0])
-    with pytest.raises(ValueError, match="concepts: expected a search in base"):
-        report.write(base, path, concepts=table)
+    with pytest.raises(ValueError, match="concepts: expected a search in .*base, got one in another"):
+        report.write(base, path, concepts=dataclasses.replace(table, model="another"))
     with pytest.raises(ValueError, match=r"concepts: expected a search in layers \[0, 1, 2, 3\]"):
         report.write(base, path, concepts=dataclasses.replace(table, model=base.source.model))
     whole = concepts(demo.load("base"), ["dog"], sides=["out"])
