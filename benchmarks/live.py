@@ -20,6 +20,7 @@ from benchmarks import real_models
 from tests.browser import chromium, seconds_to_answer
 from tests.explorers import serving
 from tl_flash import NeuronMap, load_model
+from tl_flash.explore import apart
 
 PROMPTS = ("What is your favourite animal?", "Tell me about the sea.", "Who lives in a forest?", "How do I bake bread?",
            "Why is the sky blue?", "What should I read?", "Where do birds go in winter?")  # fmt: skip
@@ -60,10 +61,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     start = time.perf_counter()
-    model = load_model(given.folder, surface=None)
+    model, maps = apart(lambda: (load_model(given.folder, surface=None), [*map(NeuronMap.load, given.map)]))
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"model loaded in {time.perf_counter() - start:.1f} s", flush=True)
-    maps = [NeuronMap.load(path) for path in given.map]
     with chromium() as browser:
         browser.get("about:blank")
         start = time.perf_counter()

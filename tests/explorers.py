@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 
 import httpx
 
+from tl_flash.explore.jobs import apart
 from tl_flash.explore.server import hosts_of, listening, server_of
 from tl_flash.explore.session import Session
 
@@ -61,7 +62,8 @@ class Explorer:
 
 @contextmanager
 def serving(model, maps=(), *, sides=None, texts=None, token=None, prepare=True):
-    with closing(Session(model, maps, sides=sides, texts=texts)) as session, closing(listening(HOST, 0)) as listener:
+    made = apart(lambda: Session(model, maps, sides=sides, texts=texts))
+    with closing(made) as session, closing(listening(HOST, 0)) as listener:
         server = server_of(session, listener, host=HOST, token=token)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from textwrap import dedent
 
 import pytest
 import torch
@@ -305,11 +306,38 @@ def test_what_no_map_is_given_for_is_decoded(model, maps):
         assert all(explorer.http.get(f"/data/{name}").status_code == 200 for name in (*names, "vocab", "meta"))
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts a process's threads as Linux does")
+def test_what_is_made_apart_leaves_no_threads_behind():
+    code = """
+    import os, torch
+    from tl_flash.explore import apart
+
+    def product():
+        made = torch.ones(600, 600) @ torch.ones(600, 600)
+        assert torch.get_num_threads() == 1 or len(os.listdir("/proc/self/task")) > before + 1
+        return made
+
+    before = len(os.listdir("/proc/self/task"))
+    assert apart(product)[0, 0] == 600
+    while len(os.listdir("/proc/self/task")) > before:
+        pass
+    try:
+        apart(lambda: [].pop())
+    except IndexError as error:
+        print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "pop from empty list\n"), done.stderr
+
+
 def test_only_the_sides_asked_for_are_decoded(model, maps):
     session = Session(model, maps[:1], sides=["in"], texts=TEXTS)
     session.prepare()
     session._made.result(60)
     assert [side["side"] for side in session.sides] == ["out", "in"]
+    for thread in session._thread._threads:
+        thread.join(20)
+        assert not thread.is_alive(), "its team of threads would slow the jobs"
     session.close()
     with pytest.raises(ValueError, match="side"):
         Session(model, sides=["up"], texts=TEXTS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl_flash.cli.options import Surface, is_map, load_map, read_text
+
+if TYPE_CHECKING:
+    from tl_flash.maps import NeuronMap
 
 DEMO_TEXTS = 60
 """Texts of the embedded models' own kind, on which their neurons' ranges are measured."""
@@ -42,7 +45,7 @@ def explore(
     Example: `tl-flash explore HuggingFaceTB/SmolLM2-135M-Instruct`
     """
     from tl_flash import demo, load_model
-    from tl_flash.explore import require_extra, require_safe, serve
+    from tl_flash.explore import apart, require_extra, require_safe, serve
 
     require_extra()
     require_safe(host, token)
@@ -53,13 +56,18 @@ def explore(
     lines = None if texts is None else [line for line in read_text(texts).splitlines() if line.strip()]
     if texts is not None and not lines:
         raise ValueError(f"--texts: expected a text a line, got none in {texts}")
-    given = [load_map(path) for path in maps or ()]
+
+    def load() -> tuple[Any, list[NeuronMap]]:
+        given = [load_map(path) for path in maps or ()]
+        if model is not None:
+            return load_model(model, surface=surface), given
+        embedded: Any = demo.load("instruct", surface=surface)
+        embedded.tokenizer.chat_template = demo.CHAT_TEMPLATE
+        return embedded, given
+
+    loaded, given = apart(load)
     if model is None:
-        loaded: Any = demo.load("instruct", surface=surface)
-        loaded.tokenizer.chat_template = demo.CHAT_TEMPLATE
         lines = lines or demo.texts(DEMO_TEXTS)
-    else:
-        loaded = load_model(model, surface=surface)
     try:
         serve(
             loaded,

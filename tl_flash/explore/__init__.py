@@ -5,6 +5,7 @@ time in the `session`'s model: `writing`, `finding`, `measuring`. `page` is the 
 files in `front/` beside it.
 """
 
+from tl_flash.explore.jobs import apart
 from tl_flash.explore.server import require_extra, require_safe, serve
 
-__all__ = ["require_extra", "require_safe", "serve"]
+__all__ = ["apart", "require_extra", "require_safe", "serve"]

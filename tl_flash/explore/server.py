@@ -66,11 +66,13 @@ def serve(
         OSError: the port is taken.
     """
     require_extra()
+    from tl_flash.explore.jobs import apart
     from tl_flash.explore.session import Session
 
     token = secrets.token_urlsafe(16) if token == "new" else token
     require_safe(host, token)
-    with closing(Session(model, maps, sides=sides, texts=texts)) as session, closing(listening(host, port)) as listener:
+    made = apart(lambda: Session(model, maps, sides=sides, texts=texts))
+    with closing(made) as session, closing(listening(host, port)) as listener:
         server = server_of(session, listener, host=host, token=token)
         address = f"http://{_shown(host)}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
         if say is not None:

@@ -102,6 +102,7 @@ class Session:
     def prepare(self) -> None:
         """Begin to decode what is not decoded."""
         self._made = self._thread.submit(self._make)
+        self._thread.shutdown(wait=False)  # so that the thread ends with its work, see `apart`
 
     def trouble(self) -> str | None:
         """Why there are no more maps, where decoding failed."""

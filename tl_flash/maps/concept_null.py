@@ -85,10 +85,12 @@ def moments_by_bin(
     """
     count, n_tokens = (share > 0).sum(0), z.shape[1]
     means = z @ share
-    variances = (z - means @ (share > 0).to(z).T).square() @ share * count / (count - 1)
-    squares = z.square()
+    work = (z - means @ (share > 0).to(z).T).square_()
+    variances = work @ share * count / (count - 1)
+    squares = torch.square(z, out=work)
     first, second = z.mean(1), squares.mean(1)
-    third, fourth = torch.linalg.vecdot(squares, z) / n_tokens, torch.linalg.vecdot(squares, squares) / n_tokens
+    fourth = torch.linalg.vector_norm(squares, dim=1).square() / n_tokens
+    third = squares.mul_(z).mean(1)
     variance = second - first.square()
     central = fourth - first * (4 * third - first * (6 * second - 3 * first.square()))
     return means, variances, central / variance.square() - 3
