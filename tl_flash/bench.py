@@ -19,7 +19,7 @@ from tl_flash.progress import track
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = {"cpu": 256, "cuda": 8192}
+ROWS = {"cpu": 512, "cuda": 8192}
 """Directions that a contender other than tl_flash reads at a time."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -65,9 +65,8 @@ def write_z(writes: Float[Tensor, "n d_model"], ids: Tensor, unembedding: Unembe
     """Z-scores of each neuron's listed tokens in its own write direction."""
     _, n, k = ids.shape
     listed = ids.clamp(min=0)  # a neuron that reads nothing may yet write
-    scores = kernel.token_scores(writes, listed.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
-    _, std = kernel.moments(writes, unembedding)
-    return (scores / std[:, None]).reshape(n, 2, k).permute(1, 0, 2).masked_fill(ids < 0, torch.nan)
+    z = kernel.token_z(writes, listed.permute(1, 0, 2).reshape(n, 2 * k), unembedding)
+    return z.reshape(n, 2, k).permute(1, 0, 2).masked_fill(ids < 0, torch.nan)
 
 
 def assemble(

@@ -19,9 +19,9 @@ from tl_flash.kernel import Readout, Unembedding, greatest_z, widest_tokens
 
 NULL_DRAWS = 1024
 """Shuffled directions a layer; both poles of each count, so the null holds twice as many values."""
-_SHARE = 8
+_SHARE = 16
 """One token in so many is scored first."""
-_GREATEST, _SAMPLED = 64, 64
+_GREATEST, _SAMPLED = 32, 62
 """Draws that are decoded: those of greatest z on these tokens, and of the rest; the latter stand for all of it."""
 
 

@@ -18,8 +18,8 @@ from tl_flash.kernel.rescore import pair_bytes, pairs_within
 from tl_flash.kernel.screens import Screen
 from tl_flash.kernel.unembedding import Unembedding
 
-WORK = {"cpu": 2**19, "cuda": 2**24}  # scores that are reduced at a time
-TILE_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
+WORK = {"cpu": 400 * 2**10, "cuda": 2**24}  # scores that are reduced at a time
+TILE_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
 MOST_ROWS = {"cpu": 512, "cuda": 4096}
 FAN = 8  # blocks in a group
 FEW_ROWS = 256  # fewer make a product of matrices slow
@@ -44,8 +44,8 @@ class Plan:
     by_token: bool
     #   the budget holds a copy of W_U by token, see `Unembedding.by_token`
     buffers: tuple[int, int, int, int, int]
-    #   bytes of a tile's scores, of their block extremes, twice of work on scores in float32, and of some columns of
-    #   W_U converted
+    #   bytes of a tile's scores, of their block extremes, of scores widened to float32, of work on these, and of some
+    #   columns of W_U converted
 
     @property
     def buffer_bytes(self) -> int:
@@ -88,10 +88,11 @@ class Plan:
         # Bytes of a row's scores, of its block extremes, of itself, and of choosing its candidates.
         a_row, its_blocks, itself = itemsize * size * blocks, 2 * itemsize * blocks, 32 * u.d_model
         choosing = 2 * 24 * blocks // FAN + 2 * 32 * candidates * (FAN + size)
-        rest = max_bytes - work * 8 - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
+        wide = work if itemsize < 4 else 0  # scores are widened into
+        rest = max_bytes - (work + wide) * 4 - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
         most = min(MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS))
         rows = int(max(min(rest // (a_row + its_blocks + itself + choosing), most), 0))
-        a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * work, 4 * work, columns * a_column))
+        a, b, c, d, e = map(_round_up, (rows * a_row, rows * its_blocks, 4 * wide, 4 * work, columns * a_column))
         return cls(rows, columns, blocks, size, candidates, pairs, by_token, (a, b, c, d, e))
 
     def greatest(self, of_tokens: Tensor) -> tuple[Tensor, Tensor]:

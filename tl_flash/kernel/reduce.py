@@ -38,6 +38,7 @@ class Work(NamedTuple):
     """Memory that scores are worked on in, so many at a time."""
 
     float32: Tensor
+    #   for scores in low precision alone
     powers: Tensor
     #   float32
     extremes: Tensor
@@ -50,34 +51,39 @@ def reduce(
 
     Args:
         scores: float32, bfloat16 or float16 [n, size * blocks]; token t is in block t mod blocks.
-        d_vocab: how many are scores of tokens; what lies beyond is anything.
+        d_vocab: how many are scores of tokens; what lies beyond counts for extremes alone.
         mean: float32 [n, 1], the mean of each row; None where it is 0.
         slope: float32 [n, 1], what log_z multiplies centred scores with; None where no log_z is wanted.
-        never: int64, tokens that no extreme is to be of, with those from d_vocab on; None if there are none.
+        never: int64, places that no extreme is to be of; None if there are none.
         work: as long as a row of scores at least.
     """
     n, width = scores.shape
     extremes = work.extremes[:, :n]
-    sums = torch.zeros(6, n, dtype=torch.float64, device=scores.device)
-    shifts = torch.zeros(2, n, device=scores.device)
-    for rows in parts(n, len(work.powers) // width):
-        _block_extremes(scores[rows], never, work.powers, extremes[:, rows])
-        real = scores[rows, :d_vocab]
-        wide, powers = (held[: real.numel()].view(real.shape) for held in (work.float32, work.powers))
-        exact = real if real.dtype == torch.float32 else wide.copy_(real)
+    sums, shifts = torch.zeros(6, n, device=scores.device), torch.zeros(2, n, device=scores.device)
+    for rows in parts(n, _even(len(work.powers) // width)):
+        some, real, of_some = scores[rows], scores[rows, :d_vocab], sums[:, rows]
+        _block_extremes(some, never, work.powers, extremes[:, rows])
+        powers = work.powers[: real.numel()].view(real.shape)
+        wide = powers if real.dtype == torch.float32 else work.float32[: real.numel()].view(real.shape)
+        exact = real if wide is powers else wide.copy_(real)
         if slope is not None:
-            greatest = as_floats(extremes[:, rows].amax(-1))
-            if greatest.amax() > _LARGE:
-                shifts[:, rows] = greatest
-                sums[2:, rows] = _shifted_exp_sums(exact, greatest, powers, tilted=exact is wide)
+            if as_floats(extremes[:, rows].amax()) > _LARGE:
+                shifts[:, rows] = as_floats(extremes[:, rows].amax(-1))
+                _shifted_exp_sums(exact, shifts[:, rows], powers, of_some[2:], tilted=exact is wide)
             else:
-                sums[2:, rows] = _exp_sums(exact, powers, tilted=exact is wide)
-        centred = exact if mean is None else torch.sub(exact, mean[rows], out=wide)
-        sums[0, rows], sums[1, rows] = _power_sums(centred, wide)
+                _exp_sums(exact, powers, of_some[2:], tilted=exact is wide)
+        _power_sums(exact if mean is None else torch.sub(exact, mean[rows], out=wide), wide, of_some[:2])
+    squares, fourths, of_exponentials = sums[0].double(), sums[1].double().square_(), sums[2:].double()
     if slope is None:
-        nothing = torch.full_like(sums[2:4], math.nan)
-        return Reduced(extremes, sums[0], sums[1], nothing, nothing)
-    return Reduced(extremes, sums[0], sums[1], *_log_sums(sums[2:], shifts, scores[:, :d_vocab], mean, slope))
+        nothing = torch.full_like(of_exponentials[:2], math.nan)
+        return Reduced(extremes, squares, fourths, nothing, nothing)
+    logs = _log_sums(of_exponentials, shifts, scores[:, :d_vocab], mean, slope)
+    return Reduced(extremes, squares, fourths, *logs)
+
+
+def _even(rows: int) -> int:
+    """So many or one less, that two threads share alike."""
+    return rows - rows % 2 if rows > 1 else rows
 
 
 def as_floats(ordered: Tensor) -> Tensor:
@@ -122,34 +128,32 @@ def _block_extremes(scores: Tensor, never: Tensor | None, work: Tensor, extremes
         compared.index_copy_(1, never, held)
 
 
-def _power_sums(centred: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the squares and of the fourth powers, float32 [n] each."""
+def _power_sums(centred: Tensor, work: Tensor, sums: Tensor) -> None:
+    """Write into sums [2, n] that of the squares and the root of that of the fourth powers."""
     squares = torch.mul(centred, centred, out=work)
-    return squares.sum(1), squares.square_().sum(1)
+    torch.sum(squares, 1, out=sums[0])
+    torch.linalg.vector_norm(squares, dim=1, out=sums[1])
 
 
-def _exp_sums(scores: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
-    """Sums of exp(score) and of exp(-score), then of these times the score, float32 [4, n], from one exponential.
+def _exp_sums(scores: Tensor, work: Tensor, sums: Tensor, *, tilted: bool) -> None:
+    """Write into sums [4, n] those of exp(score) and of exp(-score), then of these times the score; one exponential.
 
-    The latter are of use where scores were rounded, and zero elsewhere.
+    The latter are of use where scores were rounded, and stay as they are elsewhere.
     """
     powers = torch.exp(scores, out=work)
-    above, above_tilted = powers.sum(1), torch.linalg.vecdot(powers, scores) if tilted else None
-    below = powers.reciprocal_().sum(1)
-    if above_tilted is None:
-        return torch.stack([above, below, torch.zeros_like(above), torch.zeros_like(above)])
-    return torch.stack([above, below, above_tilted, torch.linalg.vecdot(powers, scores)])
+    for at in range(2):
+        torch.sum(powers.reciprocal_() if at else powers, 1, out=sums[at])
+        if tilted:
+            sums[2 + at] = torch.linalg.vecdot(powers, scores)
 
 
-def _shifted_exp_sums(scores: Tensor, shifts: Tensor, work: Tensor, *, tilted: bool) -> Tensor:
-    """What `_exp_sums` gives, of +-score - shift, with a shift [2, n] for either sign."""
-    sums = torch.zeros(4, len(scores), dtype=scores.dtype, device=scores.device)
+def _shifted_exp_sums(scores: Tensor, shifts: Tensor, work: Tensor, sums: Tensor, *, tilted: bool) -> None:
+    """What `_exp_sums` writes, of +-score - shift, with a shift [2, n] for either sign."""
     for at, shift in enumerate(shifts[..., None]):
         powers = torch.add(scores, shift, out=work).neg_() if at else torch.sub(scores, shift, out=work)
         torch.sum(powers.clamp_(min=_LEAST_EXPONENT).exp_(), 1, out=sums[at])
         if tilted:
             sums[2 + at] = torch.linalg.vecdot(powers, scores)
-    return sums
 
 
 def _log_sums(

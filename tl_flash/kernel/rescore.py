@@ -14,7 +14,7 @@ from tl_flash.kernel.arithmetic import parts
 from tl_flash.kernel.reduce import has_triton
 from tl_flash.kernel.unembedding import Unembedding
 
-MOST_BYTES = 10 * 2**20  # of scratch: more pairs at a time are no faster
+MOST_BYTES = 4 * 2**20  # of scratch: more pairs at a time do not stay in a cache
 
 
 def pairs_within(u: Unembedding, max_bytes: int = MOST_BYTES) -> int:

@@ -1,4 +1,4 @@
-"""Exact scores of chosen tokens, and moments over the vocabulary, without the other scores."""
+"""Scores of chosen tokens alone, exact or as z-scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tl_flash.kernel.rescore import Rescorer, pairs_within
 from tl_flash.kernel.screens import PART_BYTES
 from tl_flash.kernel.unembedding import Unembedding
 
-_AT_A_TIME = 4096  # rows or pairs, where nothing is as wide as the vocabulary
+_AT_A_TIME = 512  # rows, where nothing is as wide as the vocabulary
 
 
 def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
@@ -30,10 +30,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         ValueError: a shape, a non-finite direction, an id out of range.
     """
     u = unembedding
-    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
-    if ids.ndim != 2 or len(ids) != len(x):
-        raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
-    wanted = token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
+    wanted = _own_ids(x, ids, u)
     scores, rescorer = torch.empty(ids.shape, dtype=torch.float32), Rescorer(u, pairs_within(u))
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
@@ -44,32 +41,47 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     return scores
 
 
-def moments(x: Tensor, unembedding: Unembedding) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each direction's scores, float32 [n] each on the CPU, without the scores.
+def token_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
+    """Z-score of each direction's own tokens in itself, in float32: [n, m] on the CPU; NaN for a zero direction.
 
-    They are x . mean(W_U) and the length of R' x, with R R' the covariance of W_U's columns, made at the first call and
-    kept. Those of a zero direction are NaN.
+    The standard deviation is the length of R' x, with R R' the covariance of W_U's columns, made at the first call and
+    kept: no other token is scored.
+
+    Args:
+        x: [n, d_model] directions.
+        ids: [n, m] token ids.
+        unembedding: what `prepare` made.
 
     Raises:
-        TypeError: x is not a float tensor.
-        ValueError: a shape, a non-finite direction.
+        TypeError: x is not a float tensor, or ids holds something other than ids.
+        ValueError: a shape, a non-finite direction, an id out of range.
     """
     u = unembedding
-    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
-    mean, std = torch.empty(2, len(x), dtype=torch.float32)
+    wanted = _own_ids(x, ids, u)
+    z, m = torch.empty(ids.shape, dtype=torch.float32), max(ids.shape[1], 1)
+    tokens = u.W_U.T if u.by_token is None else u.by_token
     with torch.no_grad(), plain_arithmetic(u.device):
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
-            unit = (d.rows / d.length[:, None]).float()
-            mean[rows] = d.mean.masked_fill(d.zero, math.nan)
-            std[rows] = (u.deviations(unit) * d.length).masked_fill(d.zero, math.nan)
-    return mean, std
+            unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
+            scores = torch.empty(wanted[rows].shape, device=u.device)
+            for few in parts(len(unit), max(PART_BYTES // (4 * u.d_model * m), 1)):
+                columns = tokens.index_select(0, wanted[rows][few].flatten()).float()
+                columns = columns.view(-1, m, u.d_model).mul_(unit[few, None])
+                torch.sum(columns, -1, out=scores[few])
+            if u.column_scale is not None:
+                scores *= u.column_scale[wanted[rows]].float()
+            else:
+                scores -= mean
+            deviations = u.deviations(unit).float()[:, None]
+            z[rows] = scores.div_(deviations).masked_fill_(d.zero[:, None], math.nan)
+    return z
 
 
 def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
     """The reportable tokens whose scores are spread most, were the coordinates of the directions independent.
 
-    By sqrt(mean(x^2) . c^2), with c the token's column of W_U' less the mean of all; under "dot", in float32.
+    By mean(x^2) . c^2, with c the token's column of W_U' less the mean of all; under "dot", in float32.
 
     Args:
         x: [n, d_model] directions.
@@ -87,10 +99,12 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
     expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
     with torch.no_grad(), plain_arithmetic(u.device):
         weight = Directions.of(x, None, u).rows.square().mean(0)
-        weight, mean = (weight / weight.amax().clamp(min=1e-300)).float(), u.mean_column.float()[:, None]
+        weight = (weight / weight.amax().clamp(min=1e-300)).float()
+        across = -2 * weight * u.mean_column.float()
         spread = torch.empty(u.d_vocab, dtype=torch.float32, device=u.device)
         for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
-            spread[part] = weight @ (u.W_U[:, part].float() - mean).div_(u.measures.size).square_()
+            W = u.W_U[:, part].float()
+            torch.add(across @ W, weight @ (W * W), out=spread[part])
         spread[u.ignored] = -1
         return spread.topk(min(count, u.d_vocab - len(u.ignored))).indices.sort().values
 
@@ -121,6 +135,13 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
             scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
             torch.maximum(most, scores.abs_().amax(1), out=most)
         return (most / u.deviations(unit)).float().masked_fill_(d.zero, 0)
+
+
+def _own_ids(x: Tensor, ids: Tensor, u: Unembedding) -> Tensor:
+    expect_matrix("x", x, f"[n, {u.d_model}]", width=u.d_model)
+    if ids.ndim != 2 or len(ids) != len(x):
+        raise ValueError(f"ids: expected shape [{len(x)}, m], a row of ids for each of x, got {list(ids.shape)}")
+    return token_ids("ids", ids.flatten(), u.d_vocab).view(ids.shape).to(u.device)
 
 
 def _dot(unembedding: Unembedding) -> Unembedding:
