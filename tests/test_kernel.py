@@ -969,3 +969,19 @@ def test_statistics_of_a_bf16_screen_are_those_of_float64_on_every_row(factor):
     assert (ours.log_z - right.log_z).abs().max() < 1e-3
     assert (ours.std / right.std - 1).abs().max() < 1e-5
     assert ((ours.kurtosis - right.kurtosis) / (right.kurtosis.abs() + 1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_are_rounded_alike_do_not_show(dtype, score):
+    """A third of the vocabulary is next to the same, as tokens are that training never saw."""
+    x, W_U, _ = draw(200, 256, 6000)
+    W_U[:, 1000:3000] = W_U[:, :1] + 0.03 * W_U[:, 1000:3000]
+    x[:100] += 0.2 * W_U[:, 0] * x[:100].norm(dim=1, keepdim=True) / W_U[:, 0].norm()
+    W_U = W_U.to(dtype)
+    unembedding = prepare(W_U, low=torch.bfloat16, score=score)
+    ours, right = decode(x, unembedding), truth(x, W_U, score=score)
+    assert unembedding.alike.ids.flatten().tolist() == list(range(1024, 2944)), "whole runs of 128"
+    assert ((ours.kurtosis - right.kurtosis) / (right.kurtosis.abs() + 1)).abs().max() < 1e-3
+    assert score == "cosine" or (ours.log_z - right.log_z).abs().max() < 1e-3
+    assert prepare(draw(1, 256, 6000)[1]).alike is None

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tl_flash.kernel.alike import Alike
 from tl_flash.kernel.arithmetic import parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 from tl_flash.kernel.kept import Kept, kept
@@ -140,6 +141,11 @@ class Unembedding:
     def root(self) -> Tensor:
         """float32 [d_model, d_model], R with R R' the covariance."""
         return self.kept.once("root", lambda: _root(self.covariance))
+
+    @property
+    def alike(self) -> Alike | None:
+        """Tokens whose columns are next to the same, if there are any."""
+        return self.kept.once("alike", lambda: Alike.of(self))
 
     def deviations(self, x: Tensor) -> Tensor:
         """Standard deviation over the vocabulary of the scores of x, float32 [n, d_model]: the length of R' x, [n]."""
