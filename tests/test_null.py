@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tl_flash.decode.null import NULL_DRAWS, null_of, shuffled_rows, to_decode
-from tl_flash.kernel import decode, greatest_z, prepare, reference_decode, widest_tokens
+from tl_flash.kernel import decode, extreme_tokens, greatest_z, prepare, reference_decode, widest_tokens
 
 D, V = 24, 800
 
@@ -64,6 +64,26 @@ def test_the_widest_tokens_are_those_whose_scores_are_spread_most():
     spread = ((x.square().mean(0) * u.gain.float().square()) @ W.square()).index_fill_(0, u.ignored, -1)
     assert torch.equal(widest_tokens(x, 50, u), spread.topk(50).indices.sort().values)
     assert len(widest_tokens(x, V, u)) == V - 2
+
+
+def test_the_extreme_tokens_are_those_of_single_coordinates():
+    u = unembedding(0, ignore=[7, 20])
+    expected = {t for row in u.W_U for t in (row[u.reportable].argmax(), row[u.reportable].argmin())}
+    tokens = u.reportable.nonzero()[:, 0]
+    assert extreme_tokens(u).tolist() == sorted({int(tokens[t]) for t in expected})
+
+
+def test_draws_that_one_coordinate_carries_are_found():
+    """Their top token is a narrow one, far out in that coordinate."""
+    generator = torch.Generator().manual_seed(0)
+    W_U = torch.randn(D, V, generator=generator)
+    W_U[:, ::20] *= 3
+    W_U[:, 11] *= 0.05
+    W_U[0, 11] = 9.0
+    u, x = prepare(W_U), draws(0)
+    x[5:8, 0] = 60.0
+    every, some = top_z(x, u).flatten().sort().values, null_of(decode(to_decode(x, u), u, k=1))["null.z"]
+    assert torch.equal(some[-3:], every[-3:])
 
 
 @pytest.mark.parametrize("centre", [False, True])

@@ -17,7 +17,7 @@ from tl_flash.kernel.columns import Columns, centred_columns, column_cosines, co
 from tl_flash.kernel.kept import forget, held_bytes
 from tl_flash.kernel.readout import Readout
 from tl_flash.kernel.reference import reference_decode
-from tl_flash.kernel.scores import greatest_z, token_scores, token_z, widest_tokens
+from tl_flash.kernel.scores import extreme_tokens, greatest_z, token_scores, token_z, widest_tokens
 from tl_flash.kernel.screens import fast_dtype, screened_in
 from tl_flash.kernel.streaming import decode, decode_each
 from tl_flash.kernel.unembedding import Unembedding, prepare
@@ -31,6 +31,7 @@ __all__ = [
     "column_lengths",
     "decode",
     "decode_each",
+    "extreme_tokens",
     "fast_dtype",
     "forget",
     "greatest_z",

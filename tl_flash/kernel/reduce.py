@@ -73,7 +73,7 @@ def reduce(
             else:
                 _exp_sums(exact, powers, of_some[2:], tilted=exact is wide)
         _power_sums(exact if mean is None else torch.sub(exact, mean[rows], out=wide), wide, of_some[:2])
-    squares, fourths, of_exponentials = sums[0].double(), sums[1].double().square_(), sums[2:].double()
+    squares, fourths, of_exponentials = sums[0].double(), sums[1].double(), sums[2:].double()
     if slope is None:
         nothing = torch.full_like(of_exponentials[:2], math.nan)
         return Reduced(extremes, squares, fourths, nothing, nothing)
@@ -129,10 +129,10 @@ def _block_extremes(scores: Tensor, never: Tensor | None, work: Tensor, extremes
 
 
 def _power_sums(centred: Tensor, work: Tensor, sums: Tensor) -> None:
-    """Write into sums [2, n] that of the squares and the root of that of the fourth powers."""
+    """Write into sums [2, n] those of the squares and of the fourth powers."""
     squares = torch.mul(centred, centred, out=work)
     torch.sum(squares, 1, out=sums[0])
-    torch.linalg.vector_norm(squares, dim=1, out=sums[1])
+    torch.sum(squares.square_(), 1, out=sums[1])
 
 
 def _exp_sums(scores: Tensor, work: Tensor, sums: Tensor, *, tilted: bool) -> None:

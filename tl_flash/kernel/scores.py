@@ -109,6 +109,21 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
         return spread.topk(min(count, u.d_vocab - len(u.ignored))).indices.sort().values
 
 
+def extreme_tokens(unembedding: Unembedding) -> Tensor:
+    """The reportable tokens whose column of W_U has the greatest or the least value in some coordinate, ascending.
+
+    Int64 [at most 2 d_model] ids, found once: the top tokens of directions that one coordinate carries.
+    """
+    u = unembedding
+
+    def find() -> Tensor:
+        tokens = u.reportable.nonzero()[:, 0]
+        ends = [(u.W_U[part] if len(tokens) == u.d_vocab else u.W_U[part][:, tokens]) for part in parts(u.d_model, 16)]
+        return tokens[torch.cat([each for of in ends for each in (of.argmax(1), of.argmin(1))]).unique()]
+
+    return u.kept.once(("extreme tokens", tuple(u.ignored.tolist())), find)
+
+
 def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     """The greatest |z-score| among some tokens in each direction, float32 [n] on W_U's device; 0 in a zero direction.
 
