@@ -59,7 +59,7 @@ def reduce(
     """
     n, width = scores.shape
     extremes = work.extremes[:, :n]
-    sums, shifts = torch.zeros(6, n, device=scores.device), torch.zeros(2, n, device=scores.device)
+    sums, shifts = torch.zeros(8, n, dtype=torch.float32, device=scores.device).split([6, 2])
     for rows in parts(n, _even(len(work.powers) // width)):
         some, real, of_some = scores[rows], scores[rows, :d_vocab], sums[:, rows]
         _block_extremes(some, never, work.powers, extremes[:, rows])

@@ -64,7 +64,7 @@ def token_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         for rows in parts(len(x), _AT_A_TIME):
             d = _checked(x[rows], None, u)
             unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
-            scores = torch.empty(wanted[rows].shape, device=u.device)
+            scores = torch.empty(wanted[rows].shape, dtype=torch.float32, device=u.device)
             for few in parts(len(unit), max(PART_BYTES // (4 * u.d_model * m), 1)):
                 columns = tokens.index_select(0, wanted[rows][few].flatten()).float()
                 columns = columns.view(-1, m, u.d_model).mul_(unit[few, None])
