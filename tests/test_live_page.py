@@ -34,9 +34,17 @@ def explorer(model):
 
 
 @pytest.fixture(scope="module")
-def driver():
+def browser():
     with chromium() as driver:
         yield driver
+
+
+@pytest.fixture
+def driver(browser):
+    """With nothing left of the test before: its page may have asked on after its server stopped."""
+    browser.get("about:blank")
+    errors(browser), requests(browser)
+    return browser
 
 
 def until(driver, expression, seconds=30):
