@@ -262,6 +262,7 @@ def test_token_scores_and_z(score, by_token):
     torch.testing.assert_close(token_scores(x, ids, unembedding), every.tracked.gather(1, ids))
     z = token_z(x, ids, unembedding)
     torch.testing.assert_close(z, every.tracked.gather(1, ids) / every.std[:, None], rtol=1e-4, atol=1e-5)
+    assert token_z(x, ids[:, :0], unembedding).shape == (50, 0) and token_z(x[:0], ids[:0], unembedding).shape == (0, 3)
 
 
 # Exactness ------------------------------------------------------------------------------------------------------------
@@ -985,3 +986,23 @@ def test_tokens_that_are_rounded_alike_do_not_show(dtype, score):
     assert ((ours.kurtosis - right.kurtosis) / (right.kurtosis.abs() + 1)).abs().max() < 1e-3
     assert score == "cosine" or (ours.log_z - right.log_z).abs().max() < 1e-3
     assert prepare(draw(1, 256, 6000)[1]).alike is None
+
+
+def test_tokens_that_are_exact_already_are_not_moved():
+    """A run of alike tokens, most of them at the top: what they are moved by does not count twice."""
+    x, W_U, _ = draw(40, 256, 6000)
+    W_U[:, 1024:1152] = 2 * W_U[:, :1] + 1e-3 * W_U[:, 1024:1152]
+    x += 0.2 * W_U[:, 0] * x.norm(dim=1, keepdim=True) / W_U[:, 0].norm()
+    W_U = W_U.bfloat16()
+    ours, right = decode(x, prepare(W_U, low=torch.bfloat16), k=128), truth(x, W_U, k=128)
+    assert (ours.ids[0] // 128 == 8).float().mean() > 0.8
+    assert ((ours.kurtosis - right.kurtosis) / (right.kurtosis.abs() + 1)).abs().max() < 1e-3
+    assert (ours.log_z - right.log_z).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_tokens_are_found_alike_whatever_the_scale_of_W_U(scale):
+    _, W_U, _ = draw(1, 256, 6000)
+    W_U[:, 1000:3000] = W_U[:, :1] + 0.03 * W_U[:, 1000:3000]
+    assert prepare(W_U * scale).alike.ids.flatten().tolist() == list(range(1024, 2944))
+    assert prepare(draw(1, 8, 100)[1]).alike is None, "fewer tokens than a run has"

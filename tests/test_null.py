@@ -64,6 +64,9 @@ def test_the_widest_tokens_are_those_whose_scores_are_spread_most():
     spread = ((x.square().mean(0) * u.gain.float().square()) @ W.square()).index_fill_(0, u.ignored, -1)
     assert torch.equal(widest_tokens(x, 50, u), spread.topk(50).indices.sort().values)
     assert len(widest_tokens(x, V, u)) == V - 2
+    for scale in (1e-25, 1e25):
+        scaled = prepare(u.W_U * scale, gain=u.gain, ignore=[0, 10])
+        assert torch.equal(widest_tokens(x, 50, scaled), widest_tokens(x, 50, u)), "nothing over- or underflows"
 
 
 def test_the_extreme_tokens_are_those_of_single_coordinates():
@@ -74,16 +77,19 @@ def test_the_extreme_tokens_are_those_of_single_coordinates():
 
 
 def test_draws_that_one_coordinate_carries_are_found():
-    """Their top token is a narrow one, far out in that coordinate."""
+    """Their top token is a narrow one, far out in that coordinate, in which the wide ones are not."""
     generator = torch.Generator().manual_seed(0)
     W_U = torch.randn(D, V, generator=generator)
     W_U[:, ::20] *= 3
-    W_U[:, 11] *= 0.05
-    W_U[0, 11] = 9.0
-    u, x = prepare(W_U), draws(0)
-    x[5:8, 0] = 60.0
+    W_U[10, ::20] = 0
+    W_U[10, 11] = 9
+    x = torch.randn(3000, D, generator=generator)
+    x[5:14, 10] = 30
+    u, x = prepare(W_U), x.gather(0, shuffled_rows(len(x), D, seed=0))
     every, some = top_z(x, u).flatten().sort().values, null_of(decode(to_decode(x, u), u, k=1))["null.z"]
-    assert torch.equal(some[-3:], every[-3:])
+    carried = int((x[:, 10] == 30).sum())
+    assert carried and 11 not in widest_tokens(x, V // 32, u)
+    assert torch.equal(some[-carried:], every[-carried:])
 
 
 @pytest.mark.parametrize("centre", [False, True])

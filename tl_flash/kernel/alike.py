@@ -36,20 +36,20 @@ class Alike(NamedTuple):
     @classmethod
     def of(cls, u: Unembedding) -> Alike | None:
         """Look through W_U once; None where there are none."""
-        starts, means = [], []
-        scale = u.column_scale
+        runs, wide = [], torch.float64 if u.W_U.dtype == torch.float64 else torch.float32
+        mean, scale = (u.mean_column / u.measures.size).to(wide)[:, None, None], u.column_scale
         with torch.no_grad(), plain_arithmetic(u.device):
             for part in parts(u.d_vocab // _RUN, max(PART_BYTES // (4 * u.d_model * _RUN), 1)):
                 tokens = slice(part.start * _RUN, part.stop * _RUN)
-                W = u.W_U[:, tokens].double()
-                W = (W if scale is None else W * scale[tokens]).unflatten(1, (-1, _RUN))
-                own = W.mean(2)
-                left = (W - own[..., None]).square_().sum((0, 2))
-                whole = (W - u.mean_column[:, None, None]).square_().sum((0, 2))
-                found = (left < _ALIKE * whole).nonzero()[:, 0]
-                starts.append(tokens.start + found * _RUN)
-                means.append(own[:, found])
-        start = torch.cat(starts) if starts else torch.empty(0, dtype=torch.int64)
-        if not len(start):
-            return None
-        return cls(start[:, None] + torch.arange(_RUN, device=u.device), torch.cat(means, dim=1))
+                W = u.W_U[:, tokens].to(wide) / u.measures.size
+                if scale is not None:
+                    W *= scale[tokens].to(wide)
+                W = W.unflatten(1, (-1, _RUN)) - mean
+                own = W.mean(2, keepdim=True)
+                left = (W - own).square_().sum((0, 2))
+                runs.append(part.start + (left < _ALIKE * W.square_().sum((0, 2))).nonzero()[:, 0])
+            if not sum(map(len, runs)):
+                return None
+            ids = torch.cat(runs)[:, None] * _RUN + torch.arange(_RUN, device=u.device)
+            means = [(u.W_U[:, run].double() * (1.0 if scale is None else scale[run])).mean(1) for run in ids]
+            return cls(ids, torch.stack(means, dim=1))

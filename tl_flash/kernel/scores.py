@@ -67,7 +67,7 @@ def token_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
             scores = torch.empty(wanted[rows].shape, dtype=torch.float32, device=u.device)
             for few in parts(len(unit), max(PART_BYTES // (4 * u.d_model * m), 1)):
                 columns = tokens.index_select(0, wanted[rows][few].flatten()).float()
-                columns = columns.view(-1, m, u.d_model).mul_(unit[few, None])
+                columns = columns.view(*scores[few].shape, u.d_model).mul_(unit[few, None])
                 torch.sum(columns, -1, out=scores[few])
             if u.column_scale is not None:
                 scores *= u.column_scale[wanted[rows]].float()
@@ -100,11 +100,11 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
     with torch.no_grad(), plain_arithmetic(u.device):
         weight = Directions.of(x, None, u).rows.square().mean(0)
         weight = (weight / weight.amax().clamp(min=1e-300)).float()
-        across = -2 * weight * u.mean_column.float()
+        across = -2 * weight * (u.mean_column / u.measures.size).float()
         spread = torch.empty(u.d_vocab, dtype=torch.float32, device=u.device)
         for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
-            W = u.W_U[:, part].float()
-            torch.add(across @ W, weight @ (W * W), out=spread[part])
+            W = u.W_U[:, part].float() / u.measures.size
+            torch.add(across @ W, weight @ W.square_(), out=spread[part])
         spread[u.ignored] = -1
         return spread.topk(min(count, u.d_vocab - len(u.ignored))).indices.sort().values
 

@@ -110,7 +110,7 @@ def _corrected(
     exact = (scores - sign * shift) * unit - mean
     screened = sign * tile.scores[rows].expand(2, -1, -1).gather(-1, ids).double() - mean
     if known is not None and (alike := u.alike) is not None:
-        squares, fourths, log_z = _moved(tile, rows, alike, squares, fourths, log_z)
+        squares, fourths, log_z = _moved(tile, rows, alike, ids, squares, fourths, log_z)
     right, wrong = exact.square(), screened.square()
     rest = (squares - wrong.sum((0, 2))).clamp(min=torch.finfo(torch.float32).tiny)
     if known is None:
@@ -139,21 +139,26 @@ def _corrected(
 
 
 def _moved(
-    tile: Tile, rows: slice | Tensor, alike: Alike, squares: Tensor, fourths: Tensor, log_z: Tensor
+    tile: Tile, rows: slice | Tensor, alike: Alike, ids: Tensor, squares: Tensor, fourths: Tensor, log_z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of squares and of fourth powers and log_z, where runs of alike tokens have the mean that they have."""
-    shift = tile.shift[rows, None] * tile.unit[rows, None] + tile.mean[rows].double()
-    exact = tile.directions.rows[rows] @ alike.means * tile.unit[rows, None] - shift
-    screened = tile.scores[rows][:, alike.ids].float() - tile.mean[rows, None]
-    first, powers = screened.mean(2).double(), screened.square()
-    second, third = powers.mean(2).double(), (powers * screened).mean(2).double()
-    off, size = exact - first, alike.ids.shape[1]
-    squares = squares + size * (off * (2 * first + off)).sum(1)
-    fourths = fourths + size * (off * (4 * third + off * (6 * second + off * (4 * first + off)))).sum(1)
-    if tile.u.score == "dot":
-        sign, slope = signs(tile.u.device), tile.slope[rows].double()
-        share = (sign[..., None] * screened * slope[..., None] - log_z[..., None, None]).exp().sum(-1)
-        log_z = log_z + (share * (sign * off * slope).expm1()).sum(-1).clamp(min=-0.5).log1p()
+    """Sums of squares and of fourth powers and log_z, where alike tokens, but for ids, have their run's exact mean."""
+    squares, fourths, log_z = squares.clone(), fourths.clone(), log_z.clone()
+    places, sign = torch.arange(len(tile.scores), device=tile.u.device)[rows], signs(tile.u.device)
+    for part in parts(len(places), max(_DEEP_BYTES // (tile.u.d_vocab + 2 * 24 * alike.ids.numel()), 1)):
+        some = places[part]
+        unit, mean = tile.unit[some, None], tile.mean[some].double()
+        exact = (tile.directions.rows[some] @ alike.means - tile.shift[some, None]) * unit - mean
+        screened = tile.scores[some[:, None, None], alike.ids].double() - mean[..., None]
+        off = exact - screened.mean(2)
+        rest = torch.ones(len(some), tile.u.d_vocab, dtype=torch.bool, device=tile.u.device)
+        rest = rest.scatter_(1, of_rows(ids[:, part]), False)[:, alike.ids]
+        count, first, second, third = ((rest * screened.pow(power)).sum(2) for power in range(4))
+        squares[part] += (off * (2 * first + off * count)).sum(1)
+        fourths[part] += (off * (4 * third + off * (6 * second + off * (4 * first + off * count)))).sum(1)
+        if tile.u.score == "dot":
+            slope, log = tile.slope[some].double(), log_z[:, part, None]
+            share = (rest * (sign[..., None] * screened * slope[..., None] - log[..., None]).exp()).sum(-1)
+            log_z[:, part] += (share * (sign * off * slope).expm1()).sum(-1).clamp(min=-0.5).log1p()
     return squares, fourths, log_z
 
 

@@ -49,8 +49,8 @@ class Tile:
         whole = extremes.view(extremes_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
         self._work = Work(float32.view(torch.float32), powers.view(torch.float32), whole)
         beyond = torch.arange(u.d_vocab, plan.size * plan.blocks, device=u.device)
-        self._alike = beyond % plan.blocks  # first of the block of what is no token's, whose extremes it leaves alone
-        alone = (self._alike >= u.d_vocab) | torch.isin(self._alike, u.ignored)
+        self._mates = beyond % plan.blocks  # first of the block of what is no token's, whose extremes it leaves alone
+        alone = (self._mates >= u.d_vocab) | torch.isin(self._mates, u.ignored)
         never = torch.cat([u.ignored, beyond[alone]])
         self._never = never if len(never) else None
 
@@ -120,7 +120,7 @@ class Tile:
             never = ~u.reportable if len(u.ignored) else None
             self.reduced = triton_kernels.reduce(self.scores, self.mean, slope, never, self.plan.blocks)
         else:
-            scores[:, u.d_vocab :] = scores[:, self._alike]
+            scores[:, u.d_vocab :] = scores[:, self._mates]
             self.reduced = reduce(scores, u.d_vocab, mean, slope, self._never, self._work)
 
     def _as_measured(self) -> bool:
