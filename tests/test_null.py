@@ -81,13 +81,15 @@ def test_draws_that_one_coordinate_carries_are_found():
     generator = torch.Generator().manual_seed(0)
     W_U = torch.randn(D, V, generator=generator)
     W_U[:, ::20] *= 3
+    W_U[10] *= 0.2
     W_U[10, ::20] = 0
-    W_U[10, 11] = 9
+    W_U[:, 11] *= 0.05
+    W_U[10, 11] = 3
     x = torch.randn(3000, D, generator=generator)
-    x[5:14, 10] = 30
+    x[5:14, 10] = 60
     u, x = prepare(W_U), x.gather(0, shuffled_rows(len(x), D, seed=3))
     every, some = top_z(x, u).flatten().sort().values, null_of(decode(to_decode(x, u), u, k=1))["null.z"]
-    carried = (x[:, 10] == 30).nonzero()[:, 0]
+    carried = (x[:, 10] == 60).nonzero()[:, 0]
     assert len(carried) and carried.min() > 100, "none is of the sample"
     assert 11 not in widest_tokens(x, V // 32, u)
     assert torch.equal(some[-len(carried) :], every[-len(carried) :])
