@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from benchmarks.contenders import OURS, SHAPES, Shape, contenders
+from benchmarks.contenders import OURS, SHAPES, K, Shape, contenders
 from benchmarks.measure import device_name, exponent, peak_extra_mib, stem
 from tl_flash.bench import draw, interleaved
-from tl_flash.kernel import decode, prepare, screens
+from tl_flash.kernel import decode, prepare, reference_decode, screens
 
 RESULTS = Path(__file__).parent / "results"
 GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
@@ -27,7 +27,10 @@ GROWTH = {  # a factor of 16 each: (rows, d_vocab, d_model)
 }
 
 
-def main() -> None:
+SAMPLE = 64  # directions whose tokens are compared with those of a float64 product
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, and file the results under the device's name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--skip", default="", help="contenders to leave out: those whose name matches this pattern")
     parser.add_argument("--no-bf16", action="store_true", help="as on a device that multiplies bf16 no faster")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     chosen = [shape for shape in SHAPES if args.only.lower() in shape.name.lower()]
     grows = args.only.lower() in ("", "growth")
     if not chosen and not grows:
@@ -103,8 +106,14 @@ def race(shape: Shape, rows: int, most_rows: int, rounds: int, skip: str, device
             numbers = (f"{row[key]:>10.4g}" for key in ("seconds", "times_ours", "times_floor", "peak_extra_mib"))
             print(f"  {c.name:30}{c.rows:>8,}{''.join(numbers)}")
         table.append(row)
-    repaired = decode(x, prepare(W_U)).repaired
-    print(f"  rows repaired: {repaired}; a whole map at this rate: {a_row[OURS] * shape.n_neurons:.1f} s\n")
+    readout = decode(x, prepare(W_U), k=K)
+    some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:SAMPLE]
+    right = reference_decode(x[some.to(device)].double(), W_U.double(), k=K, dtype=torch.float64)
+    differ = int((readout.ids[:, some] != right.ids).sum())
+    print(f"  rows repaired: {readout.repaired}; a whole map at this rate: {a_row[OURS] * shape.n_neurons:.1f} s")
+    print(f"  tokens of {len(some)} rows that are not those of a float64 product: {differ} of {right.ids.numel()}\n")
+    ours = next(row for row in table if row["contender"] == OURS)
+    ours |= {"repaired": readout.repaired, "ids_that_differ": differ, "ids_compared": right.ids.numel()}
     return table
 
 

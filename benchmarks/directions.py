@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -21,16 +23,18 @@ from tl_flash.kernel import decode, forget, prepare
 SHAPES = {"GPT-2 small": (768, 50257), "Llama 3.1 8B": (4096, 128256)}
 COUNTS = (1, 8, 64, 512, 2048, 8192, 32768)
 MOST_PLAIN, K = 1024, 10
+MANY = 1024  # directions from which on `decode_directions` has W_U read at once
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print and file the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.directions", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--most", type=int, default=2048, help="directions at most")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--only", default="", help="the shapes whose name holds this")
-    args = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
     device = torch.device(args.device)
     table = []
     for name, (d_model, d_vocab) in SHAPES.items():
@@ -46,7 +50,7 @@ def main() -> None:
     by = ["unembedding", "dtype", "held"]
     for which in ("first", "again"):
         print(which, found.pivot_table(index=by, columns="directions", values=f"{which}_of_plain"), sep="\n")
-    found.to_csv(RESULTS / f"directions-{stem(device_name(device))}.csv", index=False)
+    found.to_csv(args.output / f"directions-{stem(device_name(device))}.csv", index=False)
 
 
 def race(
@@ -57,8 +61,8 @@ def race(
     W_U = W_U.T.contiguous().T if held == "by token" else W_U.contiguous()
     some = x[:MOST_PLAIN].float()
     runs = {
-        "first": lambda: (forget(), decode(x, prepare(W_U, keep=False), k=K)),
-        "again": lambda: decode(x, prepare(W_U, keep=False), k=K),
+        "first": lambda: (forget(), decode(x, prepare(W_U, keep=n >= MANY), k=K)),
+        "again": lambda: decode(x, prepare(W_U, keep=n >= MANY), k=K),
         "plain": lambda: plain(some, W_U.float(), K),
     }
     for run in runs.values():

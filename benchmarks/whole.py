@@ -1,14 +1,17 @@
 """Time flash_decode of a whole model beside the matrix product of its neurons: python -m benchmarks.whole [gpt-2].
 
-SmolLM2-135M (`make models`), and random weights of GPT-2 small's shape as a HookedTransformer: from the model to its
-map in memory, null, write check and fingerprint included, nothing kept from before.
+SmolLM2-135M (`make models`), random weights of GPT-2 small's shape as a HookedTransformer, and on a GPU random weights
+of Llama 3.1 8B's shape as a Hugging Face model: from the model to its map in memory, null, write check and fingerprint
+included, nothing kept from before.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,47 +25,73 @@ from tl_flash.bench import interleaved, products
 from tl_flash.kernel import fast_dtype, forget
 from tl_flash.weights import read
 
-CPU = torch.device("cpu")
 
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print and file the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole", description=__doc__)
-    parser.add_argument("model", nargs="?", choices=["smollm2", "gpt-2"], help="by default both")
+    makers = {"smollm2": smollm2, "gpt-2": gpt2_shaped, "llama-3.1-8b": llama_shaped}
+    parser.add_argument("models", nargs="*", default=["smollm2", "gpt-2"], help=f"of {', '.join(makers)}")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
-    args = parser.parse_args()
-    makers = {"smollm2": lambda: load_model(str(SMOLLM2.folder), surface="bridge"), "gpt-2": gpt2_shaped}
-    table = [{"model": name} | race(make(), args.rounds) for name, make in makers.items() if args.model in (None, name)]
-    found = pd.DataFrame(table)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    if unknown := set(args.models) - set(makers):
+        parser.error(f"models: expected of {', '.join(makers)}, got {', '.join(unknown)}")
+    found = pd.DataFrame([{"model": name} | race(makers[name](device), args.rounds, device) for name in args.models])
     print(found.to_string(index=False))
-    found.to_csv(RESULTS / f"whole-{stem(device_name(CPU))}.csv", index=False)
+    found.to_csv(args.output / f"whole-{stem(device_name(device))}.csv", index=False)
 
 
-def gpt2_shaped() -> Any:
+def smollm2(device: torch.device) -> Any:
+    """Trained weights."""
+    return load_model(str(SMOLLM2.folder), surface="bridge").to(device)
+
+
+def llama_shaped(device: torch.device) -> Any:
+    """Random weights in bf16: 16 GB."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_key_value_heads=8
+    )
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def gpt2_shaped(device: torch.device) -> Any:
     """Random weights."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(
-        n_layers=12, d_model=768, d_head=64, n_heads=12, n_ctx=64, d_vocab=50257, act_fn="gelu_new", seed=0
+        n_layers=12,
+        d_model=768,
+        d_head=64,
+        n_heads=12,
+        n_ctx=64,
+        d_vocab=50257,
+        act_fn="gelu_new",
+        seed=0,
+        device=str(device),
     )
     return HookedTransformer(config)
 
 
-def race(model: Any, rounds: int) -> dict[str, Any]:
-    """Median seconds of the decode and of the product alone, in float32 and where it is faster in bf16."""
+def race(model: Any, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Median seconds of the decode and of the product alone: on a CPU in float32, and in what is faster."""
     weights = read(model)
-    rows = torch.cat([weights.directions(layer, "in").float() for layer in range(weights.n_layers)])
-    W_U = weights.W_U.float()
+    low = fast_dtype(device)
+    rows = torch.cat([weights.directions(layer, "in") for layer in range(weights.n_layers)])
 
     def decode() -> None:
         forget()
         flash_decode(model, progress=False)
 
-    runs: dict[str, Callable[[], object]] = {"flash_decode": decode, "product, float32": lambda: products(rows, W_U)}
-    if low := fast_dtype(CPU):
-        low_rows, low_W = rows.to(low), W_U.to(low)
-        runs["product, bf16"] = lambda: products(low_rows, low_W)
-    took = {name: statistics.median(seconds) for name, seconds in interleaved(runs, rounds, CPU).items()}
+    runs: dict[str, Callable[[], object]] = {"flash_decode": decode}
+    for dtype in [torch.float32] * (device.type == "cpu") + [low] * (low is not None):
+        runs[f"product, {str(dtype).removeprefix('torch.')}"] = partial(products, rows.to(dtype), weights.W_U.to(dtype))
+    decode()  # kernels are compiled, memory is there
+    took = {name: statistics.median(seconds) for name, seconds in interleaved(runs, rounds, device).items()}
     floor = min(seconds for name, seconds in took.items() if name.startswith("product"))
     rounded = {name: round(seconds, 2) for name, seconds in took.items()}
     return {"neurons": len(rows)} | rounded | {"of_floor": round(took["flash_decode"] / floor, 2)}

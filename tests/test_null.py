@@ -22,7 +22,7 @@ def draws(seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3000, D, generator=generator)
     x[:, :4] = x[:, :4] ** 3
-    return x.gather(0, shuffled_rows(len(x), D, seed=seed))
+    return x.gather(0, shuffled_rows(len(x), D, seed=seed).long())
 
 
 def top_z(x, u):
@@ -87,7 +87,7 @@ def test_draws_that_one_coordinate_carries_are_found():
     W_U[10, 11] = 3
     x = torch.randn(3000, D, generator=generator)
     x[5:14, 10] = 60
-    u, x = prepare(W_U), x.gather(0, shuffled_rows(len(x), D, seed=3))
+    u, x = prepare(W_U), x.gather(0, shuffled_rows(len(x), D, seed=3).long())
     every, some = top_z(x, u).flatten().sort().values, null_of(decode(to_decode(x, u), u, k=1))["null.z"]
     carried = (x[:, 10] == 60).nonzero()[:, 0]
     assert len(carried) and carried.min() > 100, "none is of the sample"

@@ -119,7 +119,7 @@ def decode_directions(
         return kernel.decode(x, unembedding, k=k, tracked=tracked, norm=norm, max_bytes=max_bytes)
 
     def shuffled() -> Tensor:
-        draws = carried.gather(0, shuffled_rows(n, carried.shape[1], seed=0).to(carried.device))
+        draws = carried.gather(0, shuffled_rows(n, carried.shape[1], seed=0).to(carried.device).long())
         return to_decode(draws, unembedding)
 
     if few:

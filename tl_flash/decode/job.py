@@ -151,7 +151,7 @@ class Job:
     def _shuffled(self, unit: Unit, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "draw d_model"]:
         """The layer's null, gathered block by block; x is the unit's own block."""
         blocks = [other for other in self.units if other.layer == unit.layer]
-        rows = shuffled_rows(unit.stop, x.shape[1], seed=unit.layer).to(x.device)
+        rows = shuffled_rows(unit.stop, x.shape[1], seed=unit.layer).to(x.device).long()
         drawn = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         for block in blocks:
             from_block = x if block == unit else self._directions(block.layer, block.neurons)

@@ -14,7 +14,7 @@ are coarser: off by up to 0.06 (0.02) and 0.13 (0.03).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from tl_flash.kernel import Readout, Unembedding, extreme_tokens, greatest_z, widest_tokens
@@ -27,10 +27,10 @@ _GREATEST, _SAMPLED = 32, 62
 """Draws that are decoded: those of greatest z on these tokens, and of the rest; the latter stand for all of it."""
 
 
-def shuffled_rows(n: int, d_model: int, *, seed: int, draws: int = NULL_DRAWS) -> Int64[Tensor, "draw d_model"]:
+def shuffled_rows(n: int, d_model: int, *, seed: int, draws: int = NULL_DRAWS) -> Int32[Tensor, "draw d_model"]:
     """Of which of n directions a null direction takes each of its coordinates: no row's structure is left."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(n, (draws, d_model), generator=generator)
+    return torch.randint(n, (draws, d_model), generator=generator, dtype=torch.int32)
 
 
 def to_decode(draws: Float[Tensor, "draw d_model"], unembedding: Unembedding) -> Float[Tensor, "some d_model"]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import parts, plain_arithmetic
-from tl_flash.kernel.screens import PART_BYTES
+from tl_flash.kernel.arithmetic import pieces, plain_arithmetic
 
 if TYPE_CHECKING:
     from tl_flash.kernel.unembedding import Unembedding
@@ -39,7 +38,7 @@ class Alike(NamedTuple):
         runs, wide = [], torch.float64 if u.W_U.dtype == torch.float64 else torch.float32
         mean, scale = (u.mean_column / u.measures.size).to(wide)[:, None, None], u.column_scale
         with torch.no_grad(), plain_arithmetic(u.device):
-            for part in parts(u.d_vocab // _RUN, max(PART_BYTES // (4 * u.d_model * _RUN), 1)):
+            for part in pieces(u.d_vocab // _RUN, 4 * u.d_model * _RUN, u.device):
                 tokens = slice(part.start * _RUN, part.stop * _RUN)
                 W = u.W_U[:, tokens].to(wide) / u.measures.size
                 if scale is not None:

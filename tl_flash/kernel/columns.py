@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import parts, plain_arithmetic
+from tl_flash.kernel.arithmetic import pieces, plain_arithmetic
 from tl_flash.kernel.checks import expect_matrix, token_ids
-from tl_flash.kernel.screens import PART_BYTES
 from tl_flash.kernel.unembedding import Unembedding
 
 
@@ -81,7 +80,7 @@ def column_cosines(unembedding: Unembedding, columns: Tensor) -> Tensor:
 
 
 def _vocabulary(u: Unembedding) -> list[slice]:
-    return list(parts(u.d_vocab, PART_BYTES // (8 * u.d_model)))
+    return list(pieces(u.d_vocab, 8 * u.d_model, u.device))
 
 
 def _folded(u: Unembedding, columns: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ WORK = {"cpu": 400 * 2**10, "cuda": 2**24}  # scores that are reduced at a time
 TILE_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}  # of a tile's scores: larger tiles are no faster
 MOST_ROWS = {"cpu": 512, "cuda": 4096}
 FAN = 8  # blocks in a group
+LEAST_CANDIDATES = 32  # on a GPU, where the statistics take all of them exact
 FEW_ROWS = 256  # fewer make a product of matrices slow
 
 
@@ -60,7 +61,7 @@ class Plan:
             ValueError: it does not suffice for one direction.
         """
         plan = cls._sharing(max_bytes, u, screen, k, by_token=False)
-        if u.device.type == "cpu" and u.W_U.stride(0) != 1 and max_bytes > u.W_U.nbytes:
+        if u.W_U.stride(0) != 1 and max_bytes > u.W_U.nbytes:
             with_copy = cls._sharing(max_bytes - u.W_U.nbytes, u, screen, k, by_token=True)
             if with_copy.rows >= min(FEW_ROWS, plan.rows):
                 plan = with_copy
@@ -79,8 +80,10 @@ class Plan:
     @classmethod
     def _sharing(cls, max_bytes: int, u: Unembedding, screen: Screen, k: int, *, by_token: bool) -> Plan:
         kind, triton, itemsize = u.device.type, has_triton(u.device), screen.dtype.itemsize
-        candidates, size = _candidates_needed(u, screen, k), 64 if triton else 16
-        blocks = -(-u.d_vocab // (size * FAN)) * FAN
+        candidates, size, multiple = _candidates_needed(u, screen, k), 16, FAN
+        if triton:
+            candidates, size, multiple = max(candidates, LEAST_CANDIDATES), 64, 2 * FAN  # so that loads are wide
+        blocks = -(-u.d_vocab // (size * multiple)) * multiple
         pairs = pairs_within(u, max_bytes // 16)
         a_column = itemsize * u.d_model * (screen.weights.dtype != screen.dtype)
         columns = max(min(max_bytes // 8 // a_column, u.d_vocab), 16) if a_column else u.d_vocab
@@ -88,6 +91,9 @@ class Plan:
         # Bytes of a row's scores, of its block extremes, of itself, and of choosing its candidates.
         a_row, its_blocks, itself = itemsize * size * blocks, 2 * itemsize * blocks, 32 * u.d_model
         choosing = 2 * 24 * blocks // FAN + 2 * 32 * candidates * (FAN + size)
+        if triton:  # extremes are no part of the buffers there
+            of_candidates = 2 * 64 * candidates if _selected_in_registers(blocks, candidates) else choosing
+            its_blocks, choosing = 0, 2 * 4 * blocks + of_candidates
         wide = work if itemsize < 4 else 0  # scores are widened into
         rest = max_bytes - (work + wide) * 4 - pairs * pair_bytes(u) - columns * a_column - 12 * u.d_vocab
         most = min(MOST_ROWS[kind], max(TILE_BYTES[kind] // a_row, FEW_ROWS))
@@ -102,6 +108,12 @@ class Plan:
         return of_blocks, of_blocks.view(FAN, -1).amax(0)
 
 
+def _selected_in_registers(blocks: int, candidates: int) -> bool:
+    from tl_flash.kernel import triton_kernels
+
+    return triton_kernels.selects(blocks, candidates)
+
+
 def _round_up(size: int) -> int:
     return -(-size // 64) * 64  # where vector units like buffers to start
 
@@ -114,9 +126,7 @@ def _candidates_needed(u: Unembedding, screen: Screen, k: int) -> int:
     """
     kth = math.sqrt(2 * math.log(u.d_vocab / k))
     of_rows = 0.42 * screen.rounding  # root mean square of what rounding takes from a number, beside it
-    of_weights = 0.0
-    if screen.dtype != torch.float32 and screen.residual is not None:
-        of_weights = (screen.residual.mean() / screen.reach.mean().clamp(min=1e-30)).item()
+    of_weights = 0.0 if screen.dtype == torch.float32 else screen.share_lost
     error = math.sqrt(u.d_model) * (of_rows + of_weights + screen.accumulation) + screen.rounding * kth
     mixed_in = k * math.expm1(min(kth * error, 4))
     return math.ceil(k + mixed_in + 3 * math.sqrt(mixed_in) + 4)

@@ -42,7 +42,8 @@ class Rescorer:
         if self._triton:
             from tl_flash.kernel import triton_kernels
 
-            scores = triton_kernels.exact_scores(rows, ids, self.u.W_U)
+            weights = self.u.W_U if self.u.by_token is None else self.u.by_token.T
+            scores = triton_kernels.exact_scores(rows, ids, weights)
             return scores if self.u.column_scale is None else scores * self.u.column_scale[ids.clamp(min=0)]
         n, m = ids.shape
         tokens = ids.clamp(min=0)

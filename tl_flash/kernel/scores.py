@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import parts, plain_arithmetic
+from tl_flash.kernel.arithmetic import parts, pieces, plain_arithmetic
 from tl_flash.kernel.checks import expect_finite, expect_matrix, token_ids
 from tl_flash.kernel.directions import Directions
+from tl_flash.kernel.reduce import has_triton
 from tl_flash.kernel.rescore import Rescorer, pairs_within
-from tl_flash.kernel.screens import PART_BYTES
 from tl_flash.kernel.unembedding import Unembedding
 
-_AT_A_TIME = 512  # rows, where nothing is as wide as the vocabulary
+_AT_A_TIME = {"cpu": 512, "cuda": 4096}  # rows, where nothing is as wide as the vocabulary
 
 
 def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
@@ -33,7 +33,7 @@ def token_scores(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     wanted = _own_ids(x, ids, u)
     scores, rescorer = torch.empty(ids.shape, dtype=torch.float32), Rescorer(u, pairs_within(u))
     with torch.no_grad(), plain_arithmetic(u.device):
-        for rows in parts(len(x), _AT_A_TIME):
+        for rows in parts(len(x), _AT_A_TIME[u.device.type]):
             d = _checked(x[rows], None, u)
             exact = rescorer.of_each(d.rows, wanted[rows])
             exact = exact - d.mean[:, None] if u.score == "dot" else exact
@@ -58,24 +58,32 @@ def token_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
     """
     u = unembedding
     wanted = _own_ids(x, ids, u)
-    z, m = torch.empty(ids.shape, dtype=torch.float32), max(ids.shape[1], 1)
+    z = torch.empty(ids.shape, dtype=torch.float32)
     tokens = u.W_U.T if u.by_token is None else u.by_token
     with torch.no_grad(), plain_arithmetic(u.device):
-        for rows in parts(len(x), _AT_A_TIME):
+        for rows in parts(len(x), _AT_A_TIME[u.device.type]):
             d = _checked(x[rows], None, u)
             unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
-            scores = torch.empty(wanted[rows].shape, dtype=torch.float32, device=u.device)
-            for few in parts(len(unit), max(PART_BYTES // (4 * u.d_model * m), 1)):
-                columns = tokens.index_select(0, wanted[rows][few].flatten()).float()
-                columns = columns.view(*scores[few].shape, u.d_model).mul_(unit[few, None])
-                torch.sum(columns, -1, out=scores[few])
-            if u.column_scale is not None:
-                scores *= u.column_scale[wanted[rows]].float()
+            if has_triton(u.device):
+                scores = (Rescorer(u, 0).of_each(d.rows, wanted[rows]) / d.length[:, None]).float()
             else:
+                scores = _own_scores(unit, tokens, wanted[rows])
+                if u.column_scale is not None:
+                    scores *= u.column_scale[wanted[rows]].float()
+            if u.column_scale is None:
                 scores -= mean
             deviations = u.deviations(unit).float()[:, None]
             z[rows] = scores.div_(deviations).masked_fill_(d.zero[:, None], math.nan)
     return z
+
+
+def _own_scores(unit: Tensor, tokens: Tensor, ids: Tensor) -> Tensor:
+    """float32 [n, m]: each of unit, float32 [n, d_model], times its own of tokens [d_vocab, d_model], ids [n, m]."""
+    scores = torch.empty(ids.shape, dtype=torch.float32, device=unit.device)
+    for few in pieces(len(unit), 4 * unit.shape[1] * max(ids.shape[1], 1), unit.device):
+        columns = tokens.index_select(0, ids[few].flatten()).float()
+        torch.sum(columns.view(*ids[few].shape, unit.shape[1]).mul_(unit[few, None]), -1, out=scores[few])
+    return scores
 
 
 def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
@@ -102,7 +110,7 @@ def widest_tokens(x: Tensor, count: int, unembedding: Unembedding) -> Tensor:
         weight = (weight / weight.amax().clamp(min=1e-300)).float()
         across = -2 * weight * (u.mean_column / u.measures.size).float()
         spread = torch.empty(u.d_vocab, dtype=torch.float32, device=u.device)
-        for part in parts(u.d_vocab, max(PART_BYTES // (4 * u.d_model), 1)):
+        for part in pieces(u.d_vocab, 4 * u.d_model, u.device):
             W = u.W_U[:, part].float() / u.measures.size
             torch.add(across @ W, weight @ W.square_(), out=spread[part])
         spread[u.ignored] = -1
@@ -146,7 +154,7 @@ def greatest_z(x: Tensor, ids: Tensor, unembedding: Unembedding) -> Tensor:
         unit, mean = (d.rows / d.length[:, None]).float(), (d.mean / d.length).float()[:, None]
         tokens = u.W_U.T if u.by_token is None else u.by_token
         most = torch.zeros(len(x), dtype=torch.float32, device=u.device)
-        for part in parts(len(wanted), max(PART_BYTES // (4 * u.d_model), 1)):
+        for part in pieces(len(wanted), 4 * u.d_model, u.device):
             scores = torch.addmm(mean, unit, tokens.index_select(0, wanted[part]).T.float(), beta=-1)
             torch.maximum(most, scores.abs_().amax(1), out=most)
         return (most / u.deviations(unit)).float().masked_fill_(d.zero, 0)

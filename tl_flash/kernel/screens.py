@@ -6,17 +6,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, parts, plain_arithmetic, upper_float32
+from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, pieces, plain_arithmetic, upper_float32
 from tl_flash.kernel.measures import Measures
 
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of 8 and of 11
 LEAST_D_MODEL, LEAST_D_VOCAB = 256, 4096  # of what is screened in low precision
-PART_BYTES = 2**20  # of a piece of W_U that is worked on
 _TYPICAL_FLOAT16 = 2.0**-10, 2.0**10  # lengths of columns held in float16 that are multiplied as they are
 
 
@@ -61,10 +60,31 @@ class Screen:
         """An upper bound on the length of what each column lost to rounding, float32 [d_vocab]; None where nothing."""
         return self.bounds()[1]
 
+    @cached_property
+    def longest(self) -> float:
+        """Greatest `reach`."""
+        return self.reach.amax().item()
+
+    @cached_property
+    def typical_errors(self) -> tuple[float, float]:
+        """Root mean square length of columns, and of what they lost to rounding."""
+        lost = self.residual
+        return _root_mean_square(self.reach), 0.0 if lost is None else _root_mean_square(lost)
+
+    @cached_property
+    def share_lost(self) -> float:
+        """Mean length of what columns lost to rounding, over that of columns."""
+        lost = self.residual
+        return 0.0 if lost is None else (lost.mean() / self.reach.mean().clamp(min=1e-30)).item()
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.weights.nbytes + sum(each.nbytes for each in self.bounds() if each is not None)
+
+
+def _root_mean_square(lengths: Tensor) -> float:
+    return lengths.double().square().mean().sqrt().item()
 
 
 def screened_in(W_U: Tensor) -> torch.dtype | None:
@@ -150,7 +170,7 @@ def low_screen(W_U: Tensor, dtype: torch.dtype, measures: Measures, main: Callab
     copy = torch.empty(d_vocab, d_model + directions.shape[1], dtype=dtype, device=W_U.device)
     length, residual = torch.empty(2, d_vocab, dtype=exact, device=W_U.device)
     mean, scale = measures.mean_column.to(exact), None if column_scale is None else column_scale.to(exact)[:, None]
-    for part in parts(d_vocab, PART_BYTES // (4 * d_model)):
+    for part in pieces(d_vocab, 4 * d_model, W_U.device):
         W = W_U[:, part].T.to(exact, copy=True)
         if scale is not None:
             W *= scale[part]
@@ -165,4 +185,5 @@ def low_screen(W_U: Tensor, dtype: torch.dtype, measures: Measures, main: Callab
     # The roundings of mean, scale and W - mean.
     unseen = 4 * FLOAT32_ROUNDOFF * (reach.double() + measures.mean_column.norm())
     bounds = upper_float32(length.double() * summed), upper_float32(residual.double() * summed + unseen)
-    return Screen(copy.T, dtype, True, accumulation, rounding, lambda: bounds, power, directions.float())
+    main_directions = directions.float() if directions.shape[1] else None
+    return Screen(copy.T, dtype, True, accumulation, rounding, lambda: bounds, power, main_directions)

@@ -50,16 +50,14 @@ def decode(
         tracked: ids whose scores to keep for every direction.
         norm: [n], the length to take for ||x|| in tau = sqrt(d_model) / ||x||. By default x's own.
         max_bytes: scratch memory beyond the results; by default as much as W_U takes, but at least 256 MiB and on a
-            GPU 2 GiB. On a CPU W_U counts twice where it is not held by token, [d_vocab, d_model] transposed: where
-            many directions are decoded a copy of it is made that is, see `Unembedding.by_token`.
+            GPU 2 GiB. W_U counts twice where it is not held by token, [d_vocab, d_model] transposed: where many
+            directions are decoded a copy of it is made that is, see `Unembedding.by_token`.
 
     Returns:
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
-            as float32 sums of float32 scores, also where a CPU screens in bf16: see `statistics`. On a GPU they carry
-            what rounding to float16 leaves, in log_z up to some 1e-3 on trained weights, and under precision="fast" on
-            a CPU what rounding to bf16 does, up to some 1e-2. A
-            direction that is zero, once centred and times gain, or whose norm is given as 0, has no reading: see
-            Readout.
+            as float32 sums of float32 scores, also where scores are screened in bf16 or float16: see `statistics`.
+            Under precision="fast" they carry what rounding leaves, in log_z up to some 1e-2. A direction that is zero,
+            once centred and times gain, or whose norm is given as 0, has no reading: see Readout.
 
     Raises:
         TypeError: x or norm is not a float tensor, k or max_bytes not a whole number, or tracked holds something other
@@ -89,7 +87,7 @@ def decode_each(
     followed = token_ids("tracked", tracked, u.d_vocab).to(u.device)
     if max_bytes is None:
         max_bytes = max(LEAST_BYTES[u.device.type], u.W_U.nbytes)
-        if u.device.type == "cpu" and u.W_U.stride(0) != 1:
+        if u.W_U.stride(0) != 1:
             max_bytes += u.W_U.nbytes
     expect_bytes(max_bytes)
     tiles = _Tiles(max_bytes, k, u)

@@ -37,6 +37,11 @@ class Top(NamedTuple):
     scores: Tensor
     #   float64 [2, n, k], of x at pole 0, of -x at pole 1, means not taken off
     unproven: Tensor
+    #   bool [2, n], whether other tokens may belong to them
+    known_ids: Tensor
+    #   int64 [2, n, m], tokens whose scores are known, these among them
+    known: Tensor
+    #   float64 [2, n, m], descending
 
 
 class Tile:
@@ -46,13 +51,29 @@ class Tile:
         self.plan, self.u, self.screen, self.rescorer = plan, u, screen, rescorer
         scores, extremes, float32, powers, weights = scratch[: plan.buffer_bytes].split(plan.buffers)
         self._scores, self._weights = scores.view(screen.dtype), weights.view(screen.dtype)
-        whole = extremes.view(extremes_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
-        self._work = Work(float32.view(torch.float32), powers.view(torch.float32), whole)
-        beyond = torch.arange(u.d_vocab, plan.size * plan.blocks, device=u.device)
-        self._mates = beyond % plan.blocks  # first of the block of what is no token's, whose extremes it leaves alone
-        alone = (self._mates >= u.d_vocab) | torch.isin(self._mates, u.ignored)
-        never = torch.cat([u.ignored, beyond[alone]])
-        self._never = never if len(never) else None
+        self._triton = has_triton(u.device)
+        if not self._triton:
+            whole = extremes.view(extremes_dtype(screen.dtype))[: 2 * plan.rows * plan.blocks].view(2, -1, plan.blocks)
+            self._work = Work(float32.view(torch.float32), powers.view(torch.float32), whole)
+
+    @cached_property
+    def _mates(self) -> Tensor:
+        """For each place beyond the vocabulary the first of its block, whose extremes it leaves alone."""
+        return torch.arange(self.u.d_vocab, self.plan.size * self.plan.blocks, device=self.u.device) % self.plan.blocks
+
+    @cached_property
+    def _never(self) -> Tensor | None:
+        """Places that no extreme may be of."""
+        beyond = torch.arange(self.u.d_vocab, self.plan.size * self.plan.blocks, device=self.u.device)
+        alone = (self._mates >= self.u.d_vocab) | torch.isin(self._mates, self.u.ignored)
+        never = torch.cat([self.u.ignored, beyond[alone]])
+        return never if len(never) else None
+
+    @cached_property
+    def _named(self) -> Tensor | None:
+        """Which places an extreme may be of, where not all tokens are reportable."""
+        beyond = self.plan.size * self.plan.blocks - self.u.d_vocab
+        return torch.nn.functional.pad(self.u.reportable, (0, beyond)) if len(self.u.ignored) else None
 
     @cached_property
     def _fixed_errors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,14 +93,8 @@ class Tile:
         """In units of log_z, how far a typical score may lie from 0 for every score to stay in the screen's range."""
         if self.screen.dtype != torch.float16:
             return math.inf
-        longest = self._reaches[0].amax().item() / self.u.size
+        longest = self.screen.longest / self.u.size
         return self.screen.greatest / (1.1 * math.sqrt(self.u.d_model) * longest) if longest else math.inf
-
-    @cached_property
-    def typical_errors(self) -> tuple[float, float]:
-        """Root mean square length of columns as screened, and of what they lost to rounding."""
-        lost = self.screen.residual
-        return _root_mean_square(self.screen.reach), 0.0 if lost is None else _root_mean_square(lost)
 
     def fill(self, directions: Directions) -> None:
         """Screen every token and reduce the scores."""
@@ -96,37 +111,40 @@ class Tile:
         self.length = 1.01 * (d.length * self.unit).float()[:, None]  # of a row as screened, at most
         self.lost = torch.zeros_like(self.length)  # length of what rounding took from it, at most
         if screen.dtype != torch.float32:
-            kept = torch.linalg.vector_norm(rows.double(), dim=1) * screen.power
-            self.kept_length = kept / (d.length * self.unit)
+            self._rounded = rows
             lost = scaled.sub_(rows)
             self.lost = (torch.linalg.vector_norm(lost, dim=1, keepdim=True) * screen.power).float() * (1 + 1e-6)
             if screen.main is not None:
                 rows = torch.cat([rows, (lost.float() @ screen.main).to(screen.dtype)], dim=1)
                 self.lost *= 1.02  # of what is made up for, its own roundings
-        scores = self._scores[: n * self.plan.size * self.plan.blocks].view(n, -1)
+        scores = self._padded = self._scores[: n * self.plan.size * self.plan.blocks].view(n, -1)
         self.scores = scores[:, : u.d_vocab]
         self._multiply(rows)
         if not u.kept.summed and not self._as_measured():
             u.kept.found.clear()
-            for stale in ("_fixed_errors", "_reaches", "typical_errors"):
-                self.__dict__.pop(stale, None)
-            d.__dict__.pop("mean", None)
+            for holder, stale in ((self, "_fixed_errors"), (self, "_reaches"), (screen, "typical_errors"), (d, "mean")):
+                holder.__dict__.pop(stale, None)
         self.shift = d.mean if screen.scaled else torch.zeros_like(d.mean)
         self.mean = ((d.mean - self.shift) * self.unit).float()[:, None]
         slope, mean = None if u.score == "cosine" else self.slope, None if screen.scaled else self.mean
-        if has_triton(u.device):
+        if self._triton:
             from tl_flash.kernel import triton_kernels
 
-            never = ~u.reportable if len(u.ignored) else None
-            self.reduced = triton_kernels.reduce(self.scores, self.mean, slope, never, self.plan.blocks)
+            self.reduced = triton_kernels.reduce(scores, u.d_vocab, self.plan.blocks, self.mean, slope, self._named)
         else:
             scores[:, u.d_vocab :] = scores[:, self._mates]
             self.reduced = reduce(scores, u.d_vocab, mean, slope, self._never, self._work)
 
+    @property
+    def kept_length(self) -> Tensor:
+        """Length of rows as they were rounded, over what it was, float64 [n]."""
+        kept = torch.linalg.vector_norm(self._rounded.double(), dim=1) * self.screen.power
+        return kept / (self.directions.length * self.unit)
+
     def _as_measured(self) -> bool:
         """Whether the mean of the scores is that of W_U as it was measured: rounding moves it by far less."""
         off = self.scores.mean(1, dtype=torch.float64) - self.directions.mean * self.unit
-        return bool((off.abs() <= _SAME * self.typical_errors[0] * self.length[:, 0]).all())
+        return bool((off.abs() <= _SAME * self.screen.typical_errors[0] * self.length[:, 0]).all())
 
     def _multiply(self, rows: Tensor) -> None:
         """Screen every token; of an unembedding that was not measured yet measure it meanwhile."""
@@ -149,13 +167,25 @@ class Tile:
         """The k tokens of greatest score at both poles."""
         d, sign = self.directions.rows, signs(self.u.device)
         tokens, upper, outside = self._candidates()
+        if self._triton:
+            scores = sign * both_poles(self.rescorer.of_each(d, of_rows(tokens)))
+            known, ids = sort_tokens(scores.masked_fill_(upper == -math.inf, -math.inf), tokens, tokens.shape[-1])
+            unproven = ~(outside < self.as_screened(known[..., k - 1 : k], sign))[..., 0]
+            few = slice(None) if self._all_known else slice(k)
+            return Top(ids[..., :k], known[..., :k], unproven, ids[..., few], known[..., few])
         best = sign * both_poles(self.rescorer.of_each(d, of_rows(tokens[..., :k])))
         kth = self.as_screened(best.amin(-1, keepdim=True), sign)
         hopeless = ~(upper[..., k:] >= kth)
         rest = both_poles(self.rescorer.of_some(d, of_rows(tokens[..., k:].masked_fill(hopeless, -1))))
         rest = (sign * rest).masked_fill_(hopeless, -math.inf)
         scores, ids = sort_tokens(torch.cat([best, rest], -1), tokens, k)
-        return Top(ids, scores, ~(outside < self.as_screened(scores[..., -1:], sign))[..., 0])
+        unproven = ~(outside < self.as_screened(scores[..., -1:], sign))[..., 0]
+        return Top(ids, scores, unproven, ids, scores)
+
+    @property
+    def _all_known(self) -> bool:
+        """Whether there are so many reportable tokens that all candidates are, wherever these lie."""
+        return self.u.d_vocab - len(self.u.ignored) >= self.plan.candidates * self.plan.size
 
     def as_screened(self, scores: Tensor, sign: Tensor) -> Tensor:
         """Exact scores in the screen's terms."""
@@ -171,6 +201,15 @@ class Tile:
             outside: [2, n, 1], the greatest upper bound left out.
         """
         u, plan, count = self.u, self.plan, self.plan.candidates
+        if self._triton:
+            from tl_flash.kernel import triton_kernels
+
+            if triton_kernels.selects(plan.blocks, count):
+                fixed, reach = self._fixed_errors[:2], self._reaches[:2]
+                return triton_kernels.select(
+                    self._padded, u.d_vocab, self.reduced.extremes, fixed, reach, self.length, self.lost,
+                    self._named, count, self.screen.rounding, self.screen.underflow,
+                )  # fmt: skip
         extremes = self.reduced.extremes
         groups, _, left_groups = _greatest(self._upper(extremes.unflatten(-1, (FAN, -1)).amax(2), 2), count)
         blocks = members(groups, FAN, plan.blocks // FAN)
@@ -253,7 +292,3 @@ def _greatest(values: Tensor, count: int, *, ordered: bool = False) -> tuple[Ten
         return places, best, torch.full_like(best[..., :1], -math.inf)
     best, places = values.topk(count, sorted=ordered)
     return places, best, best.amin(-1, keepdim=True)
-
-
-def _root_mean_square(lengths: Tensor) -> float:
-    return lengths.double().square().mean().sqrt().item()

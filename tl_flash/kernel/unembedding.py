@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tl_flash.kernel.alike import Alike
-from tl_flash.kernel.arithmetic import parts, plain_arithmetic
+from tl_flash.kernel.arithmetic import HALVES_UNIT, MULTIPLIES_HALVES, PIECE_BYTES, halves, parts, plain_arithmetic
 from tl_flash.kernel.checks import expect_float, expect_matrix, expect_one_of, token_ids
 from tl_flash.kernel.kept import Kept, kept
 from tl_flash.kernel.measures import Measures, measure, measure_cosine, typical_length
-from tl_flash.kernel.screens import PART_BYTES, Screen, low_screen, needs_no_copy, plain_screen, screened_in
+from tl_flash.kernel.screens import Screen, low_screen, needs_no_copy, plain_screen, screened_in
 
 ROWS_TO_PAY = 1.0  # directions, in units of d_model, whose faster product is worth a copy of W_U and its covariance
 _MAIN, _ROUNDS = 32, 8  # directions in which rounding is made up for, and rounds of finding them
@@ -148,7 +148,16 @@ class Unembedding:
         return self.kept.once("alike", lambda: Alike.of(self))
 
     def deviations(self, x: Tensor) -> Tensor:
-        """Standard deviation over the vocabulary of the scores of x, float32 [n, d_model]: the length of R' x, [n]."""
+        """Standard deviation over the vocabulary of the scores of unit rows x, float32 [n, d_model]: float64 [n].
+
+        That is the length of R' x.
+        """
+        if x.is_cuda and MULTIPLIES_HALVES:
+            high, low = halves(x)
+            root, rest = self.kept.once("root in halves", lambda: torch.stack(halves(self.root)))
+            small = torch.mm(torch.cat([high, low], dim=1), torch.cat([rest, root]), out_dtype=torch.float32)
+            moved = torch.mm(high, root, out_dtype=torch.float32).add_(small)  # in two sums: matrix units truncate
+            return moved.norm(dim=1).double() * (self.measures.size / HALVES_UNIT**2)
         return (x @ self.root).norm(dim=1).double() * self.measures.size
 
     @property
@@ -257,7 +266,7 @@ def _checked_gain(gain: Tensor, W_U: Tensor) -> Tensor:
 def _covariance(u: Unembedding) -> Tensor:
     """float32 products of parts of the vocabulary, summed in float64."""
     total = torch.zeros(u.d_model, u.d_model, dtype=torch.float64, device=u.device)
-    columns = max(PART_BYTES // (8 * u.d_model), u.d_model // 4)  # few, and each of them smaller than the total
+    columns = max(PIECE_BYTES[u.device.type] // (8 * u.d_model), u.d_model // 4)  # each of them smaller than the total
     wide = torch.float64 if u.W_U.dtype == torch.float64 else torch.float32
     mean, scale = u.mean_column.to(wide)[:, None], None if u.column_scale is None else u.column_scale.to(wide)
     with torch.no_grad(), plain_arithmetic(u.device):

@@ -56,7 +56,8 @@ class Sums:
         bits = matrix.detach().view(_BITS[matrix.element_size()])
         rows = []
         columns = torch.zeros(matrix.shape[1], dtype=torch.int64, device=matrix.device)
-        size = max(1, 2**20 // matrix.shape[1])  # a block at a time: int64 sums of a whole W_U would be large
+        block_size = 2**20 if matrix.device.type == "cpu" else 2**25  # int64 sums of a whole W_U would be large
+        size = max(1, block_size // matrix.shape[1])
         for start in range(0, len(bits), size):
             block = bits[start : start + size].to(torch.int64, copy=True)  # of float64 weights it would be a view
             rows.append(block.sum(1))
