@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import GEMMA3, SMOLLM2
 from tl_flash import Neuron, NeuronMap, activation_stats, concepts, demo, flash_decode, load_model
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, answers_alone
@@ -64,7 +65,7 @@ def measure(
 ) -> pd.DataFrame:
     """A row a concept, way of searching and rank."""
 
-    table = concepts(model, words, lens="auto")
+    table = concepts(model, words, lens=lens_of_all_texts(model))
     maps = {side: flash_decode(checkpoint, side=side) for side in ("in", "out")}
     stats, peers = activation_stats(model, texts), Peers(read(model), controls, seed=0)
     asked = Prompts.of(model, NEUTRAL_PROMPTS[:prompts])

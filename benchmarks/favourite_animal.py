@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import SMOLLM2
-from tl_flash import activation_stats, demo, dose_window, find_neurons, jacobian_lens, load_model
+from tl_flash import activation_stats, demo, dose_window, find_neurons, load_model
 from tl_flash.demo.paper import favourite, units
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def measure(model: Any, given: argparse.Namespace) -> pd.DataFrame:
     """A row a reading, number of neurons and way of clamping."""
     word, share = given.word, given.share
-    lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
+    lens, stats = lens_of_all_texts(model), activation_stats(model, demo.texts(60))
     rows = []
     for reading in given.readings.split(","):
         hits = find_neurons(model, word, lens=lens, side=reading, n=24)

@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import GEMMA3, SMOLLM2
-from tl_flash import NeuronMap, activation_stats, demo, jacobian_lens, load_model, validate
+from tl_flash import NeuronMap, activation_stats, demo, load_model, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS
 from tl_flash.demo.paper import readings
 from tl_flash.maps import Hits
@@ -42,7 +43,7 @@ def chosen(neurons: NeuronMap, specialised: int, others: int) -> dict[str, Hits]
 
 def measure(model: Any, *, specialised: int, others: int, prompts: int, controls: int) -> pd.DataFrame:
     """A row a neuron tested."""
-    lens, stats = jacobian_lens(model), activation_stats(model, demo.texts(60))
+    lens, stats = lens_of_all_texts(model), activation_stats(model, demo.texts(60))
     frames = []
     for reading, neurons in readings(model, lens).items():
         for kind, hits in chosen(neurons, specialised, others).items():

@@ -86,7 +86,9 @@ def lenses(
         yield "mean_field of code", made("mean_field_of_code", OWN_CODE)
     if not n_exact:
         return
-    some = spread(own_texts(model) if texts is None else Prompts.of(model, texts), n_exact)
+    all_texts = own_texts(model) if texts is None else Prompts.of(model, texts)
+    some = spread(all_texts, n_exact)
+    of_all = made("mean_field_of_all", list(all_texts.rows)) if texts is None else field
     exact, fields = (
         [made(f"{method}_{i}", some[i::2], method=method) for i in range(2)] for method in ("exact", "mean_field")
     )
@@ -94,8 +96,8 @@ def lenses(
     tokens = sum(int(half.source.tokens or 0) for half in exact)
     mean = Estimate((exact[0].J + exact[1].J) / 2, (exact[0].J - exact[1].J).abs() / 2, n_exact, tokens)
     yield "exact", JacobianLens.with_papers(mean, weights, layers, "exact", seconds)
-    seconds += sum(float(lens.source.seconds or 0) for lens in (field, *fields))
-    both = mix(weights, layers, _estimate(field), [*map(_estimate, exact)], [*map(_estimate, fields)])
+    seconds += sum(float(lens.source.seconds or 0) for lens in (of_all, *fields))
+    both = mix(weights, layers, _estimate(of_all), [*map(_estimate, exact)], [*map(_estimate, fields)])
     yield "mixed", JacobianLens.with_papers(both, weights, layers, "mixed", seconds)
 
 
@@ -116,18 +118,19 @@ def tables(frame: pd.DataFrame) -> str:
 
 
 def cost() -> str:
-    """Of Llama 3.1 8B and 64 texts of 60 tokens: floating-point operations, by counting products of matrices."""
-    layers, d_model, d_mlp, heads, kv_heads, d_head, tokens = 32, 4096, 14336, 32, 8, 128, 64 * 60
+    """Of Llama 3.1 8B and 32 texts of 32 tokens: floating-point operations, by counting products of matrices."""
+    layers, d_model, d_mlp, heads, kv_heads, d_head, texts = 32, 4096, 14336, 32, 8, 128, 32
+    tokens = texts * 32
     attention = 2 * d_model * d_head * (heads + kv_heads)
     weights = layers * (attention + 3 * d_model * d_mlp)
     forward = 2 * weights * tokens
     a_token = 2 * tokens * (3 * d_model**2 + d_model * d_mlp + 2 * d_model * heads * d_head)
-    a_text = 2 * 64 * d_model**2 * (d_mlp + heads * d_head + 2 * d_model)  # W_out' diag(a) X, W_O' core, J A and J B
+    a_text = 2 * texts * d_model**2 * (d_mlp + heads * d_head + 2 * d_model)  # W_out' diag(a) X, W_O' core, J A and J B
     mean_field = forward + layers * (a_token + a_text)
     exact = d_model * 2 * weights * tokens
     memory = layers * d_model**2 * (2 * 8 + 2 * 4 + 2 * 4 + 8)  # sums, factors, a text's lens twice, what is added
     return (
-        f"an estimate for Llama 3.1 8B, 64 texts of 60 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
+        f"an estimate for Llama 3.1 8B, {texts} texts of 32 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
         f"in float32, {mean_field / 67e12:.0f} s at the 67 TFLOP/s of an H100's data sheet; exact {exact:.1e} FLOP, "
         f"{exact / 790e12:.0f} s at the 790 TFLOP/s of a bf16 product; beside the model {memory / 1e9:.0f} GB, however "
         "many texts"

@@ -1,4 +1,14 @@
-"""Texts on which effects are measured, of which no lens was made: twenty-four of prose, twelve of code."""
+"""Texts on which effects are measured, of which no lens was made: twenty-four of prose, twelve of code.
+
+And the lens that labels are measured through: the mean-field one of all texts that the package brings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tl_flash import JacobianLens, jacobian_lens
+from tl_flash.lens import own_texts
 
 PROSE = (
     "The bus driver knew every stop by its smell. There was bread at the corner of Mill Street, wet rope by the "
@@ -78,3 +88,8 @@ CODE = (
     "void swap(int *a, int *b) {\n    int t = *a;\n    *a = *b;\n    *b = t;\n}\n\nint main() {\n    int x = 1, y = "
     "2;\n    swap(&x, &y);\n    return x - y;\n}\n",
 )
+
+
+def lens_of_all_texts(model: Any) -> JacobianLens:
+    """Where `jacobian_lens` by itself takes the first 32 tokens of every second one."""
+    return jacobian_lens(model, own_texts(model).rows)

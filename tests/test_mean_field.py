@@ -65,11 +65,11 @@ def test_each_factor_is_the_mean_of_exact_tangents(name):
     made = {}
 
     def take(layer, passage):
-        made[layer] = [matrix.sum(0) for matrix in blocks[layer].jacobians(passage)]
+        made[layer] = [matrix.mean(0) for matrix in blocks[layer].jacobians(passage)]
 
     passages(model, TOKENS, take)
     for layer in (0, 1):
-        attention, mlp = (matrix / TOKENS[:, 1:].numel() for matrix in made[layer])
+        attention, mlp = made[layer]
         assert relative(attention, tangent(model, layer, ["mlp.hook_post"]) - eye) < 1e-5
         assert relative(mlp, tangent(model, layer, ["attn.hook_z"]) - eye) < 1e-5
 
@@ -214,7 +214,7 @@ def test_one_layer_is_held_at_a_time(bridge):
 
 def test_without_prompts_it_has_texts_of_its_own(bridge):
     lens = jacobian_lens(bridge)
-    read_at_all = [text for text in TEXTS if bridge.to_tokens(text).shape[1] > 1]  # this tokenizer knows few letters
+    read_at_all = [text for text in TEXTS[::2] if bridge.to_tokens(text).shape[1] > 1]  # of few letters it knows
     assert lens.source.prompts == len(read_at_all) and lens.J.isfinite().all() and len(TEXTS) == 64
     assert lens.source.method == "mean_field" and lens.source.seconds > 0
 

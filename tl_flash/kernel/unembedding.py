@@ -26,7 +26,7 @@ class Unembedding:
     """W_U prepared for all layers; made by `prepare`. What is found of it is found when first needed.
 
     `held_bytes` says how much memory that takes beside W_U: a few numbers a token, and where directions are screened
-    in low precision W_U's covariance on a CPU, [d_model, d_model], and unless W_U is held so a copy of it that is.
+    in low precision W_U's covariance, [d_model, d_model], and unless W_U is held so a copy of it that is.
     """
 
     W_U: Tensor

@@ -57,11 +57,12 @@ class Block:
     def jacobians(
         self, passage: Passage
     ) -> tuple[Float[Tensor, "text d_model d_model"], Float[Tensor, "text d_model d_model"]]:
-        """Of what attention and the MLP add, summed over each text's positions but the first.
+        """Of what attention and the MLP add, in the mean over each text's positions but the first.
 
         Attention's is by one change of every position but the first, the MLP's by a change of its own position.
         """
         counted = passage.counted([1] * len(passage.lengths))[:, 1:]
+        counted = counted / counted.sum(1, keepdim=True)
         x, pattern = _wide(passage.entered), passage.pattern
         assert pattern is not None
         before, after = self.attention

@@ -31,9 +31,8 @@ class OverTexts:
 
     def add(self, layers: slice, rows: slice, jacobian: Float[Tensor, "text layer row d_model"]) -> None:
         """Take in some rows of some texts' Jacobians of some layers; when all are in, `texts` is to be raised."""
-        wide = jacobian.cpu().double()
-        self.total[layers, rows] += wide.sum(0)
-        self.squares[layers, rows] += wide.square_().sum(0)
+        self.total[layers, rows] += jacobian.sum(0, dtype=torch.float64).cpu()
+        self.squares[layers, rows] += jacobian.double().square_().sum(0).cpu()
 
     def mean(self) -> Float[Tensor, "layer d_model d_model"]:
         """Over texts."""

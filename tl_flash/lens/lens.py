@@ -105,7 +105,7 @@ class JacobianLens:
             theirs: a `transformer_lens.tools.analysis.JacobianLens`.
             model: the one that it was fitted to, as a HookedTransformer or a TransformerBridge, folded or not.
             prompts: texts over which the final norm is averaged, and on which the lens is compared with the mean-field
-                one; by default those of `jacobian_lens`.
+                one; by default the package's own.
             batch_size: prompts a forward pass.
 
         Raises:

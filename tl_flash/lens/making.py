@@ -72,7 +72,8 @@ def jacobian_lens(
     Args:
         model: a HookedTransformer or a TransformerBridge.
         prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for. By default 64
-            short texts of many kinds that the package carries.
+            short texts of many kinds that the package carries; of every second one the first 32 tokens for
+            "mean_field", which all of them serve no better.
         chat: each of your prompts is what a user says, in the tokenizer's chat template.
         method: "mean_field" (forward passes), "exact" (d_model backward passes a batch) or "mixed".
         layers: which layers; all by default.
@@ -112,7 +113,7 @@ def jacobian_lens(
         raise ValueError(f'exact_prompts: it is for method="mixed", got method={method!r}; leave it out')
     if chat and prompts is None:
         raise ValueError("chat: it is for prompts of your own, and the package's are no questions; give prompts")
-    texts = own_texts(model) if prompts is None else Prompts.of(model, prompts, chat=chat)
+    texts = own_texts(model, few=method == "mean_field") if prompts is None else Prompts.of(model, prompts, chat=chat)
     if min(map(len, texts.rows)) < 2:
         raise ValueError("prompts: expected at least two tokens each, since the first is left alone; got one of one")
     start = time.perf_counter()

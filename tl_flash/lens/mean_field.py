@@ -118,11 +118,11 @@ def local_jacobians(model: Any, texts: Sequence[Int[Tensor, " position"]], block
         assert left is not None
         tokens = torch.tensor(passage.lengths, device=left.device) - 1
         if block is None:
-            parts = (_measured(passage),)
+            parts = (_measured(passage) / tokens[:, None, None],)
         else:
             attention, mlp = block.jacobians(passage)
             parts = (attention + mlp,) if block.parallel else (attention, mlp)
-        found[layer] = Local(tuple(part / tokens[:, None, None] for part in parts), tokens)
+        found[layer] = Local(parts, tokens)
         if layer == len(blocks) - 1:
             found[len(blocks)] = _of_norm(norm, passage)
 

@@ -14,16 +14,22 @@ _LONGEST = 64
 """Tokens of a text that are used."""
 
 
-def own_texts(model: Any) -> Prompts:
-    """`TEXTS` as the model's tokenizer reads them, cut where they are long.
+_FEW_EVERY, _FEW_LONGEST = 2, 32
+"""Of the texts of a mean-field lens, which comes no nearer to the truth by more of them or by longer ones: on
+SmolLM2-135M its share of the ceiling is 0.85, 0.93, 0.97 in layers 0, 10 and 20 by these and by all, in half the time.
+"""
+
+
+def own_texts(model: Any, *, few: bool = False) -> Prompts:
+    """`TEXTS` as the model's tokenizer reads them, cut where they are long; or the first words of every second one.
 
     Raises:
         ValueError: the model has no tokenizer, or one that knows none of their words.
     """
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("prompts: this model has no tokenizer for the package's own texts; give token ids")
-    longest = min(model.cfg.n_ctx, _LONGEST)
-    rows = [model.to_tokens(text)[0, :longest] for text in TEXTS]
+    longest = min(model.cfg.n_ctx, _FEW_LONGEST if few else _LONGEST)
+    rows = [model.to_tokens(text)[0, :longest] for text in TEXTS[:: _FEW_EVERY if few else 1]]
     return Prompts.of(model, [row for row in rows if len(row) > 1])
 
 
