@@ -118,17 +118,18 @@ def tables(frame: pd.DataFrame) -> str:
 
 
 def cost() -> str:
-    """Of Llama 3.1 8B and 32 texts of 32 tokens: floating-point operations, by counting products of matrices."""
-    layers, d_model, d_mlp, heads, kv_heads, d_head, texts = 32, 4096, 14336, 32, 8, 128, 32
+    """Of Llama 3.1 8B and 16 texts of 32 tokens: floating-point operations, by counting products of matrices."""
+    layers, d_model, d_mlp, heads, kv_heads, d_head, texts = 32, 4096, 14336, 32, 8, 128, 16
     tokens = texts * 32
     attention = 2 * d_model * d_head * (heads + kv_heads)
     weights = layers * (attention + 3 * d_model * d_mlp)
     forward = 2 * weights * tokens
     a_token = 2 * tokens * (3 * d_model**2 + d_model * d_mlp + 2 * d_model * heads * d_head)
-    a_text = 2 * texts * d_model**2 * (d_mlp + heads * d_head + 2 * d_model)  # W_out' diag(a) X, W_O' core, J A and J B
+    # W_out' diag(a) X and J B for both classes, W_O' core and J A for their four pairs
+    a_text = 2 * texts * d_model**2 * (2 * (d_mlp + d_model) + 4 * (heads * d_head + d_model))
     mean_field = forward + layers * (a_token + a_text)
     exact = d_model * 2 * weights * tokens
-    memory = layers * d_model**2 * (2 * 8 + 2 * 4 + 2 * 4 + 8)  # sums, factors, a text's lens twice, what is added
+    memory = layers * d_model**2 * (2 * 8 + 6 * 4)  # sums, a text's factors
     return (
         f"an estimate for Llama 3.1 8B, {texts} texts of 32 tokens, by counting: mean-field {mean_field:.1e} FLOP, "
         f"in float32, {mean_field / 67e12:.0f} s at the 67 TFLOP/s of an H100's data sheet; exact {exact:.1e} FLOP, "

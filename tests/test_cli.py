@@ -139,9 +139,9 @@ def test_a_lens_from_a_trained_model(capsys, tmp_path, stories_path):
 def test_a_lens_made_on_the_way(capsys, tmp_path, stories_path):
     lens, path = tmp_path / "lens.safetensors", tmp_path / "map.safetensors"
     status, out, _ = run(capsys, "lens", stories_path, "-o", lens)
-    assert status == 0 and "mean_field" in out and "from 64 prompts" in out
+    assert status == 0 and "mean_field" in out and "from 16 prompts" in out
     status, out, _ = run(capsys, "decode", stories_path, "--side", "out", "--lens", "auto", "-o", path)
-    assert status == 0 and "through a lens (mean_field, 64 texts)" in out
+    assert status == 0 and "through a lens (mean_field, 16 texts)" in out
     assert NeuronMap.load(path).source.lens == JacobianLens.load(lens).fingerprint
     for given in (lens, "auto"):
         status, out, _ = run(capsys, "validate", stories_path, path, "-n", 2, "--controls", 2, "--lens", given)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_flash.lens.factors import Entry, Exit, attention_jacobian, mlp_jacobian
+from tl_flash.lens.factors import Entry, Exit, attention_jacobian, each_of, mlp_jacobian
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import NORMS, Call, Passage
 
@@ -55,30 +55,45 @@ class Block:
         return block if block._holds(passage) else None
 
     def jacobians(
-        self, passage: Passage
-    ) -> tuple[Float[Tensor, "text d_model d_model"], Float[Tensor, "text d_model d_model"]]:
-        """Of what attention and the MLP add, in the mean over each text's positions but the first.
+        self, passage: Passage, members: Bool[Tensor, "text class position"]
+    ) -> tuple[Float[Tensor, "text to from d_model d_model"], Float[Tensor, "text class d_model d_model"]]:
+        """Of what attention and the MLP add, in the mean over the positions of each class of each text.
 
-        Attention's is by one change of every position but the first, the MLP's by a change of its own position.
+        Attention's is by one change of every position of another class, or of the same; the MLP's by a change of its
+        own position. No class holds a first position. Of one without positions they are 0.
         """
-        counted = passage.counted([1] * len(passage.lengths))[:, 1:]
-        counted = counted / counted.sum(1, keepdim=True)
-        x, pattern = _wide(passage.entered), passage.pattern
+        n_classes = members.shape[1]
+        x, pattern = _wide(passage.entered)[:, 1:], passage.pattern
         assert pattern is not None
-        before, after = self.attention
-        entry, exit = _entry(before, x[:, 1:]), _exit(after, _wide(passage.calls["attn"].answer)[:, 1:], counted)
-        W_O = _wide(self.module.attn.W_O)
-        attention = attention_jacobian(entry, exit, pattern[:, :, 1:, 1:].to(x), self._values(), W_O)
+        of_class = members[..., 1:].to(x)
+        share = of_class / of_class.sum(-1, keepdim=True).clamp(min=1)
+        attention = self._attention(passage, x, pattern[:, :, 1:, 1:].to(x), of_class, share)
         before, after = self.mlp
         mid = self._mid(passage)[:, 1:]
-        entry, exit = _entry(before, mid), _exit(after, _wide(passage.calls["mlp"].answer)[:, 1:], counted)
-        slopes = [slope[:, 1:] for slope in _slopes(passage)]
+        entry = _entry(before, mid).each(n_classes)
+        exit = _exit(after, _wide(passage.calls["mlp"].answer)[:, 1:]).each(n_classes)
         inputs, W_out, gain = self._mlp_weights()
         pre = [_wide(each)[:, 1:] for each in passage.pre]
         one = _normal(before, mid[0, :1]) * gain
-        reads = [each - _bias(each[0, :1], one, W) for each, W in zip(pre, inputs, strict=True)]
-        mlp = mlp_jacobian(entry, exit, slopes, reads, inputs, W_out, gain)
-        return _folded(attention, *self.attention), _folded(mlp, *self.mlp)
+        reads = [each_of(each - _bias(each[0, :1], one, W), n_classes) for each, W in zip(pre, inputs, strict=True)]
+        slopes = [each_of(slope[:, 1:], n_classes) for slope in _slopes(passage)]
+        exit = exit._replace(l=exit.l * share.flatten(0, 1))
+        mlp = _folded(mlp_jacobian(entry, exit, slopes, reads, inputs, W_out, gain), *self.mlp)
+        return attention, mlp.unflatten(0, (-1, n_classes))
+
+    def _attention(
+        self, passage: Passage, x: Tensor, pattern: Tensor, of_class: Tensor, share: Tensor
+    ) -> Float[Tensor, "text to from d_model d_model"]:
+        """By pairs of classes, each as if it were a text whose other targets and sources do not count."""
+        (before, after), n_classes = self.attention, of_class.shape[1]
+        entry = _entry(before, x).each(n_classes**2)
+        exit = _exit(after, _wide(passage.calls["attn"].answer)[:, 1:]).each(n_classes**2)
+        targets = share[:, :, None].expand(-1, -1, n_classes, -1).flatten(0, 2)
+        sources = of_class[:, None].expand(-1, n_classes, -1, -1).flatten(0, 2)
+        entry, exit = entry._replace(r=entry.r * sources), exit._replace(l=exit.l * targets)
+        W_O = _wide(self.module.attn.W_O)
+        found = attention_jacobian(entry, exit, each_of(pattern, n_classes**2), self._values(), W_O)
+        return _folded(found, *self.attention).unflatten(0, (-1, n_classes, n_classes))
 
     def _values(self) -> Float[Tensor, "head d_model d_head"]:
         before, W_V = self.attention[0], _wide(self.module.attn.W_V)
@@ -166,11 +181,8 @@ def _entry(norm: Norm | None, x: Tensor) -> Entry:
     return Entry(None, torch.ones_like(x[..., 0])) if norm is None else Entry(*norm.unit(x))
 
 
-def _exit(norm: Norm | None, x: Tensor, counted: Tensor) -> Exit:
-    if norm is None:
-        return Exit(None, counted)
-    m, over = norm.unit(x)
-    return Exit(m, over * counted)
+def _exit(norm: Norm | None, x: Tensor) -> Exit:
+    return Exit(None, torch.ones_like(x[..., 0])) if norm is None else Exit(*norm.unit(x))
 
 
 def _folded(matrix: Tensor, before: Norm | None, after: Norm | None) -> Tensor:

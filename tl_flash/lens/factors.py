@@ -25,6 +25,10 @@ class Entry(NamedTuple):
     r: Tensor
     """Over what it was divided by."""
 
+    def each(self, times: int) -> Entry:
+        """Each text so many times in a row."""
+        return Entry(None if self.n is None else each_of(self.n, times), each_of(self.r, times))
+
 
 class Exit(NamedTuple):
     """The norm after a part, at each token."""
@@ -33,6 +37,15 @@ class Exit(NamedTuple):
     """The normalised output of the part; None where no norm is after it."""
     l: Tensor  # noqa: E741
     """Over what it was divided by."""
+
+    def each(self, times: int) -> Exit:
+        """Each text so many times in a row."""
+        return Exit(None if self.m is None else each_of(self.m, times), each_of(self.l, times))
+
+
+def each_of(tensor: Tensor, times: int) -> Tensor:
+    """Each text so many times in a row."""
+    return tensor[:, None].expand(-1, times, *tensor.shape[1:]).flatten(0, 1)
 
 
 def mlp_jacobian(
@@ -59,11 +72,14 @@ def mlp_jacobian(
     (n, r), (m, l) = entry, exit  # noqa: E741
     d, weight = W_out.shape[1], l * r
     inputs = [W * gain[:, None] for W in inputs]
-    active = [torch.einsum("bt,btm->bm", weight, a)[:, None] for a in slopes]
-    mixed = inputs[0] * active[0]
-    for W, a in zip(inputs[1:], active[1:], strict=True):
-        mixed.addcmul_(W, a)
-    total = mixed @ W_out  # transposed: [text, from, to]
+    active = [torch.einsum("bt,btm->bm", weight, a) for a in slopes]
+    total = W_out.new_empty(len(weight), d, d)  # transposed: [text, from, to]
+    mixed = torch.empty_like(inputs[0])
+    for of_text, *of_inputs in zip(total, *active, strict=True):
+        torch.mul(inputs[0], of_inputs[0], out=mixed)
+        for W, a in zip(inputs[1:], of_inputs[1:], strict=True):
+            mixed.addcmul_(W, a)
+        torch.mm(mixed, W_out, out=of_text)
     if n is not None:
         written = _sum(a * read for a, read in zip(slopes, reads, strict=True)) @ W_out
         if m is not None:
@@ -97,12 +113,12 @@ def attention_jacobian(
     (n, r), (m, l) = entry, exit  # noqa: E741
     d = W_O.shape[-1]
     weight = torch.einsum("bt,bhts->bhs", l, pattern) * r[:, None]
-    core = weight.sum(-1)[..., None, None] * W_V.mT  # [text, head, d_head, d_model]
+    core = (weight.sum(-1)[..., None, None] * W_V.mT).flatten(1, 2)  # [text, head and d_head, d_model]
     values = None
     if n is not None:
         values = torch.einsum("bsd,hdk->bhsk", n, W_V)
-        core -= (weight[..., None] * values).mT @ n[:, None] / d
-    total = W_O.flatten(0, 1).T @ core.flatten(1, 2)
+        core.baddbmm_((weight[..., None] * values).mT.flatten(1, 2), n, alpha=-1 / d)
+    total = W_O.flatten(0, 1).T @ core
     if m is not None:
         probed = torch.einsum("bte,hke->bhtk", m, W_O)
         reach = torch.einsum("bhts,bs->bht", pattern, r)

@@ -51,9 +51,12 @@ def jacobian_lens(
         J_l = F . prod over m > l of (1 + B_m) (1 + A_m)        (1 + A_m + B_m where attention and MLP are parallel)
 
     with A_m, B_m and F the mean Jacobians of what attention and the MLP of layer m add, and of the final norm, over the
-    tokens of a text; the lens is the mean over texts. Each factor has a closed form, so a forward pass a text is all
-    that it takes. With n the residual stream over its root
-    mean square, r one over that, gains folded into the matrices, P the attention pattern, a gated MLP f(g) u:
+    tokens of a text; the lens is the mean over texts. Tokens of one text that differ are not averaged together: they
+    are in two classes, whose residual streams point apart half-way through the model, so B is a mean by class and A one
+    by pairs of classes, of where a change is made and where it arrives. (The product is then of matrices of classes,
+    and the lens the sum over the classes that the output is at and the change is made at.) Each factor has a closed
+    form, so a forward pass a text is all that it takes. With n the residual stream over its root mean square, r one
+    over that, gains folded into the matrices, P the attention pattern, a gated MLP f(g) u:
 
         B = W_out' [diag E(f r) U + diag E(f' u r) G - E((f u + f' u g) r n') / d]
         A = sum over heads of W_O' W_V' E(sum over s >= 1 of P_ts r_s (1 - n_s n_s' / d))
@@ -62,7 +65,7 @@ def jacobian_lens(
     Norms after attention or MLP, LayerNorm, ungated MLPs and any elementwise activation have their like. A block that
     these forms do not reproduce on a text (a mixture of experts, linear attention, a scaled residual stream) is known
     by that, and its own mean Jacobian is measured by d_model backward passes through it alone. Neglected are: how the
-    factors of different layers, and of attention and MLP, vary together over the tokens of a text; how a change moves
+    factors of different layers, and of attention and MLP, vary together over the tokens of a class; how a change moves
     the attention patterns; that A and B are means over positions from 1 and F from 8; and that some positions hand more
     of a change on than others. `check_lens` tells what is lost by it.
 
@@ -72,8 +75,7 @@ def jacobian_lens(
     Args:
         model: a HookedTransformer or a TransformerBridge.
         prompts: strings, or token ids [prompt, position]; text like the text that effects are wanted for. By default 64
-            short texts of many kinds that the package carries; of every second one the first 32 tokens for
-            "mean_field", which all of them serve no better.
+            short texts of many kinds that the package carries, for "mean_field" the first 32 tokens of every fourth.
         chat: each of your prompts is what a user says, in the tokenizer's chat template.
         method: "mean_field" (forward passes), "exact" (d_model backward passes a batch) or "mixed".
         layers: which layers; all by default.

@@ -1,17 +1,19 @@
-"""The mean-field lens: the product of the blocks' own mean Jacobians over each text, from forward passes alone."""
+"""The mean-field lens: the product of the blocks' own mean Jacobians over alike tokens, from forward passes alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_flash.clamps import Prompts
 from tl_flash.lens.blocks import Block
+from tl_flash.lens.classes import CLASSES, one_class, two_classes
 from tl_flash.lens.estimate import Estimate, OverTexts
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import Passage, passages
@@ -24,18 +26,20 @@ _BYTES = 2**30
 """What the Jacobians of the texts that are run together may take."""
 _TOKENS = 2**9
 """Tokens, padding included, that are run together at most; a longer text is run alone."""
-Square = Float[Tensor, "*text d_model d_model"]
+Square = Float[Tensor, "*of d_model d_model"]
 
 
 def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: bool | None = None) -> Estimate:
     """The mean over texts of the lens of each, and its standard error from their spread; few are held at a time."""
     blocks = survey(model, texts)
-    d_model = model.W_U.shape[0]
+    apart = all(block is not None for block in blocks)
+    d_model, n_classes = model.W_U.shape[0], CLASSES if apart else 1
     sums = OverTexts(len(layers), d_model)
     places = {layer: place for place, layer in enumerate(layers)}
-    batches = list(_together(texts.rows, _BYTES // (8 * len(blocks) * d_model**2)))
-    for batch in track(batches, "mean-field lens", progress):
-        for layer, lenses in chain(local_jacobians(model, batch, blocks)):
+    a_text = 4 * len(blocks) * (n_classes + n_classes**2) * d_model**2
+    for batch in track(list(_together(texts.rows, _BYTES // a_text)), "mean-field lens", progress):
+        members = two_classes(model, batch) if apart else one_class(batch)
+        for layer, lenses in chain(local_jacobians(model, batch, blocks, members)):
             if layer in places:
                 sums.add(slice(places[layer], places[layer] + 1), slice(0, d_model), lenses[:, None])
         sums.texts += len(batch)
@@ -58,8 +62,8 @@ def _together(rows: Sequence[Int[Tensor, " position"]], at_most: int) -> Iterato
 def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
     """The local mean Jacobians over all texts together."""
     blocks = survey(model, texts)
-    rows = texts.rows
-    fields = [local_jacobians(model, rows[at : at + batch_size], blocks) for at in range(0, len(rows), batch_size)]
+    batches = [texts.rows[at : at + batch_size] for at in range(0, len(texts.rows), batch_size)]
+    fields = [local_jacobians(model, batch, blocks, one_class(batch)) for batch in batches]
     return MeanField(
         [Local.together([field.blocks[layer] for field in fields]) for layer in range(len(blocks))],
         Local.together([field.final for field in fields]),
@@ -68,7 +72,11 @@ def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """Mean Jacobians of one block, of each text or of all: it is the product of (1 + part), the first acting first."""
+    """Mean Jacobians of one block, of each text or of all: it is the product of (1 + part), the first acting first.
+
+    A part is by classes of tokens, [text, class, d_model, d_model], or by pairs of these where a change of some tokens
+    moves others, [text, to, from, d_model, d_model].
+    """
 
     parts: tuple[Square, ...]
     tokens: Int[Tensor, "*text"]
@@ -78,15 +86,16 @@ class Local:
     def together(cls, several: Sequence[Local]) -> Local:
         """The means over all tokens of several batches of texts."""
         tokens = torch.cat([each.tokens for each in several])
-        weights = (tokens / tokens.sum())[:, None, None]
+        weights = tokens / tokens.sum()
         parts = zip(*(each.parts for each in several), strict=True)
-        return cls(tuple((torch.cat(part) * weights).sum(0) for part in parts), tokens.sum())
+        return cls(tuple(torch.tensordot(weights, torch.cat(part), 1) for part in parts), tokens.sum())
 
     def block(self) -> Square:
-        """The mean Jacobian of the residual stream after the block by that before it."""
-        product = eye = torch.eye(self.parts[0].shape[-1], dtype=self.parts[0].dtype, device=self.parts[0].device)
+        """The mean Jacobian of the residual stream after the block by that before it, where there is one class."""
+        d_model = self.parts[0].shape[-1]
+        product = eye = torch.eye(d_model, dtype=self.parts[0].dtype, device=self.parts[0].device)
         for part in self.parts:
-            product = (eye + part) @ product
+            product = (eye + part.view(d_model, d_model)) @ product
         return product
 
 
@@ -99,16 +108,32 @@ class MeanField(NamedTuple):
 
 
 def chain(field: MeanField) -> Iterator[tuple[int, Square]]:
-    """The lens of each layer, from the last to the first: the final norm's Jacobian times all later blocks'."""
+    """The lens of each layer, from the last to the first: the final norm's Jacobian times all later blocks'.
+
+    The output's Jacobian is by a change of each class of tokens; a lens is by one change of them all.
+    """
     product = field.final.parts[0]
     for layer in reversed(range(len(field.blocks))):
-        yield layer, product
+        yield layer, product.sum(1)
         for part in reversed(field.blocks[layer].parts):
-            product = product + product @ part
+            product = product + (product @ part if part.ndim == 4 else _by_pairs(product, part))
 
 
-def local_jacobians(model: Any, texts: Sequence[Int[Tensor, " position"]], blocks: Sequence[Block | None]) -> MeanField:
-    """The mean over the tokens of each text of each block's and the final norm's Jacobians."""
+def _by_pairs(product: Tensor, part: Tensor) -> Float[Tensor, "text from d_model d_model"]:
+    of_each = [
+        reduce(torch.add, [before @ part[:, to, source] for to, before in enumerate(product.unbind(1))])
+        for source in range(part.shape[2])
+    ]
+    return torch.stack(of_each, dim=1)
+
+
+def local_jacobians(
+    model: Any,
+    texts: Sequence[Int[Tensor, " position"]],
+    blocks: Sequence[Block | None],
+    members: Bool[Tensor, "text class position"],
+) -> MeanField:
+    """The means over the classes of tokens of each text of each block's and the final norm's Jacobians."""
     numeric = frozenset(layer for layer, block in enumerate(blocks) if block is None)
     norm = final_norm(model)
     found: dict[int, Local] = {}
@@ -116,15 +141,18 @@ def local_jacobians(model: Any, texts: Sequence[Int[Tensor, " position"]], block
     def take(layer: int, passage: Passage) -> None:
         block, left = blocks[layer], passage.left
         assert left is not None
-        tokens = torch.tensor(passage.lengths, device=left.device) - 1
+        tokens, here = torch.tensor(passage.lengths, device=left.device) - 1, members.to(left.device)
         if block is None:
-            parts = (_measured(passage) / tokens[:, None, None],)
+            parts = ((_measured(passage) / tokens[:, None, None])[:, None],)
         else:
-            attention, mlp = block.jacobians(passage)
-            parts = (attention + mlp,) if block.parallel else (attention, mlp)
+            attention, mlp = block.jacobians(passage, here)
+            parts = (attention, mlp)
+            if block.parallel:
+                attention.diagonal(dim1=1, dim2=2).add_(mlp.permute(0, 2, 3, 1))
+                parts = (attention,)
         found[layer] = Local(parts, tokens)
         if layer == len(blocks) - 1:
-            found[len(blocks)] = _of_norm(norm, passage)
+            found[len(blocks)] = _of_norm(norm, passage, here)
 
     passages(model, texts, take, moved=numeric)
     *of_blocks, final = (found[layer] for layer in range(len(blocks) + 1))
@@ -156,15 +184,19 @@ def _measured(passage: Passage) -> Square:
     return left - counted.sum(1)[:, None, None] * eye
 
 
-def _of_norm(norm: Norm | None, passage: Passage) -> Local:
-    """The mean over each text's outputs of the final norm's Jacobian, without its gain; of no norm, the identity."""
+def _of_norm(norm: Norm | None, passage: Passage, members: Bool[Tensor, "text class position"]) -> Local:
+    """The final norm's Jacobian without its gain (of no norm, the identity), over each text's outputs by class.
+
+    Summed over the classes it is the mean over the outputs.
+    """
     assert passage.left is not None
     counted = passage.counted([first_target(length) for length in passage.lengths])
     outputs, tokens = passage.left.detach().to(counted), counted.sum(1)
     eye = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
+    share = members * (counted / tokens[:, None])[:, None]
     if norm is None:
-        return Local((eye.expand(len(outputs), -1, -1),), tokens.long())
+        return Local((share.sum(-1)[..., None, None] * eye,), tokens.long())
     n, r = norm.unit(outputs)
-    r = r * counted / tokens[:, None]
-    total = r.sum(1)[:, None, None] * eye - (n * r[..., None]).mT @ n / len(eye)
+    share = share * r[:, None]
+    total = share.sum(-1)[..., None, None] * eye - (n[:, None] * share[..., None]).mT @ n[:, None] / len(eye)
     return Local((total - total.mean(-1, keepdim=True) if norm.centre else total,), tokens.long())

@@ -76,7 +76,6 @@ def passages(
     """
     seen: set[int] = set()
     last, lengths = len(model.blocks) - 1, tuple(map(len, texts))
-    longest = max(lengths)
 
     def given(layer: int, passage: Passage) -> None:
         seen.add(layer)
@@ -85,10 +84,16 @@ def passages(
     with ExitStack() as stack, differentiating(model):
         for layer, block in enumerate(model.blocks):
             stack.enter_context(_watched(model, block, layer, lengths, given, layer in moved))
-        run_to(model, torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in texts]), last)
+        run_to(model, padded(texts), last)
     missing = set(range(len(model.blocks))) - seen
     if missing:
         raise RuntimeError(f"layers {sorted(missing)}: the model did not pass through their hook_resid_post")
+
+
+def padded(texts: Sequence[Int[Tensor, " position"]]) -> Int[Tensor, "text position"]:
+    """Texts of different lengths, padded on the right by their own last token."""
+    longest = max(map(len, texts))
+    return torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in texts])
 
 
 @contextmanager

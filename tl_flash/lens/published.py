@@ -29,7 +29,7 @@ def converted(
     jacobians = {int(layer): matrix.detach().float() for layer, matrix in theirs.jacobians.items()}
     field = field_of(model, texts, batch_size)
     _require_agreement(jacobians, field, weights)
-    final = field.final.parts[0].float().cpu()
+    final = field.final.parts[0][0].float().cpu()  # of the one class
     last = weights.n_layers - 1
     layers = sorted({*jacobians, last})
     J = torch.stack([final @ jacobians[layer].cpu() if layer in jacobians else final for layer in layers])
