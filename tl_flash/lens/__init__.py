@@ -1,8 +1,9 @@
 """The lens wing: what the rest of a model makes of what is written in its middle, as a matrix a layer.
 
 One way to make it (`making`), by three methods: from forward passes alone (`mean_field`; `passages` are what they show,
-`blocks` what that says of a block, `factors` and `norms` the closed forms), by backward passes (`exact`), or both
-(`mixed`). `published` takes over those of others. `linear` changes what gradients flow through.
+`classes` which tokens are averaged apart, `blocks` what a passage says of a block, `factors` and `norms` the closed
+forms), by backward passes (`exact`), or both (`mixed`). `published` takes over those of others. `linear` changes what
+gradients flow through.
 """
 
 from tl_flash.lens.lens import JacobianLens
