@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_flash.clamps import attached, run_to
 from tl_flash.lens.passages import padded
+from tl_flash.weights import measuring
 
 CLASSES = 2
 _ROUNDS = 20
@@ -35,7 +36,7 @@ def two_classes(model: Any, texts: Sequence[Int[Tensor, " position"]]) -> Bool[T
         residual = residual.detach().cpu().double()
         seen.append(residual - residual.mean(-1, keepdim=True))  # which processed weights may have taken off
 
-    with torch.no_grad(), attached(model, [(f"blocks.{layer}.hook_resid_pre", keep)]):
+    with measuring(model), attached(model, [(f"blocks.{layer}.hook_resid_pre", keep)]):
         run_to(model, padded(texts), layer)
     members = one_class(texts).repeat(1, CLASSES, 1)
     for text, residual, of_text in zip(texts, seen[0], members, strict=True):
