@@ -9,8 +9,8 @@ from tests.lens_truth import in_double
 from tl_flash import jacobian_lens
 from tl_flash.clamps import Prompts, attached
 from tl_flash.lens.blocks import Block
-from tl_flash.lens.classes import one_class
-from tl_flash.lens.mean_field import _together, field_of, survey
+from tl_flash.lens.classes import second_class
+from tl_flash.lens.mean_field import _together, chain, field_of, local_jacobians, survey
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import passages
 from tl_flash.lens.texts import TEXTS
@@ -29,14 +29,19 @@ MADE_OF = {
 _PRE = (False, (True, False), (True, False))
 
 
-def tangent(model, layer, constant):
-    """The mean over positions but the first of one block's Jacobian by autograd, pattern and `constant` hooks held."""
+def tangent(model, layer, constant, to=None, source=None):
+    """The mean over positions but the first of one block's Jacobian by autograd, pattern and `constant` hooks held.
+
+    Or over those of `to`, by one change of those of `source`: bool [text, position].
+    """
+    every = torch.zeros(TOKENS.shape, dtype=torch.bool)
+    every[:, 1:] = True
+    to, source = (every if which is None else which for which in (to, source))
     delta = torch.zeros(families.D_MODEL, dtype=model.W_U.dtype, requires_grad=True)
     seen = {}
 
     def move(residual, hook):
-        moves = (torch.arange(residual.shape[1]) > 0)[:, None]
-        return residual.detach() + delta * moves
+        return residual.detach() + delta * source[..., None]
 
     def keep(residual, hook):
         seen["left"] = residual
@@ -49,9 +54,9 @@ def tangent(model, layer, constant):
     hooks += [(prefix + name, hold) for name in ("attn.hook_pattern", *constant)]
     with torch.enable_grad(), attached(model, hooks):
         model(TOKENS)
-    total = seen["left"][:, 1:].sum((0, 1))
+    total = seen["left"][to].sum(0)
     rows = [torch.autograd.grad(each, delta, retain_graph=True)[0] for each in total]
-    return torch.stack(rows).detach() / TOKENS[:, 1:].numel()
+    return torch.stack(rows).detach() / to.sum()
 
 
 def relative(made, truth):
@@ -66,13 +71,75 @@ def test_each_factor_is_the_mean_of_exact_tangents(name):
     made = {}
 
     def take(layer, passage):
-        made[layer] = [matrix.mean(0) for matrix in blocks[layer].jacobians(passage, one_class(TOKENS))]
+        members = passage.counted([1] * len(TOKENS))[:, None]
+        made[layer] = [matrix.mean(0) for matrix in blocks[layer].jacobians(passage, members)]
 
     passages(model, TOKENS, take)
     for layer in (0, 1):
         attention, mlp = made[layer]
         assert relative(attention, tangent(model, layer, ["mlp.hook_post"]) - eye) < 1e-5
         assert relative(mlp, tangent(model, layer, ["attn.hook_z"]) - eye) < 1e-5
+
+
+@pytest.mark.parametrize("name", families.DENSE)
+def test_by_classes_too_each_factor_is_the_mean_of_exact_tangents(name):
+    model = in_double(name)
+    blocks = survey(model, Prompts.of(model, TOKENS))
+    second = torch.zeros(TOKENS.shape, dtype=torch.bool)
+    second[:, 2::3] = True
+    first = ~second & (torch.arange(TOKENS.shape[1]) > 0)
+    field, eye = local_jacobians(model, TOKENS, blocks, second), torch.eye(families.D_MODEL, dtype=torch.float64)
+    for layer in (0, 1):
+        parts = [part.mean(0) for part in field.blocks[layer].parts]  # each class has as many tokens in every text
+        for i, to in enumerate((first, second)):
+            for j, source in enumerate((first, second)):
+                changed = tangent(model, layer, ["mlp.hook_post"], to, source) - (i == j) * eye
+                mlp = tangent(model, layer, ["attn.hook_z"], to, source) - (i == j) * eye
+                if blocks[layer].parallel:
+                    assert relative(parts[0][i, j], changed + mlp) < 1e-5
+                else:
+                    assert relative(parts[0][i, j], changed) < 1e-5
+                    assert i != j or relative(parts[1][i], mlp) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "gemma3"])
+def test_a_class_without_tokens_changes_nothing(name):
+    model = in_double(name)
+    blocks, second = survey(model, Prompts.of(model, TOKENS)), torch.zeros(TOKENS.shape, dtype=torch.bool)
+    one = list(chain(local_jacobians(model, TOKENS, blocks)))
+    for layer, lens in chain(local_jacobians(model, TOKENS, blocks, second)):  # of the second there is none
+        assert torch.allclose(lens, dict(one)[layer], atol=1e-10)
+    second[:, 1:] = True
+    for layer, lens in chain(local_jacobians(model, TOKENS, blocks, second)):
+        assert torch.allclose(lens, dict(one)[layer], atol=1e-10)
+
+
+def test_of_as_many_classes_as_tokens_nothing_is_neglected_but_the_patterns():
+    """Two tokens that count, each a class of its own: the lens is the exact one of the text."""
+    row = TOKENS[0, :3]
+    second = torch.tensor([[False, False, True]])
+    model = in_double("llama")
+    blocks = survey(model, Prompts.of(model, row[None]))
+    exact = jacobian_lens(model, row[None], method="exact")
+    for layer, lens in chain(local_jacobians(model, [row], blocks, second)):
+        torch.testing.assert_close(lens[0].float(), exact.J[layer].float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_class_is_told_by_the_residual_stream(bridge):
+    texts = [TOKENS[0], TOKENS[1, :5], TOKENS[2, :2]]
+    second = second_class(bridge, texts)
+    assert second.shape == (3, 14) and not second[:, 0].any()
+    assert not second[1, 5:].any() and not second[2].any(), "padding is of none, nor are there two classes of one token"
+    alone = second_class(bridge, texts[1:2])
+    assert torch.equal(alone[0], second[1, :5])
+    layer = len(bridge.blocks) // 2
+    _, cache = bridge.run_with_cache(texts[0][None])
+    x = cache[f"blocks.{layer}.hook_resid_pre"][0, 1:].double()
+    x = torch.nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=1)
+    of_first = second[0, 1:]
+    assert 0 < of_first.sum() < 13
+    means = torch.stack([x[~of_first].mean(0), x[of_first].mean(0)])
+    assert torch.equal(torch.cdist(x, means).argmin(1).bool(), of_first)
 
 
 @pytest.mark.parametrize("name", families.DENSE)

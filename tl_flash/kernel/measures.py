@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, parts, upper_float32
+from tl_flash.kernel.arithmetic import FLOAT32_ROUNDOFF, parts, pieces, upper_float32
 
-PIECE_BYTES = {"cpu": 2**19, "cuda": 2**27}  # of a piece of W_U in float32
 _ROWS, _RUN = 4, 512  # coordinates in a piece where columns are not contiguous, and tokens that are summed in float32
 _SOME = 256  # columns that tell how long columns are
 _ORDINARY = 1e-12, 1e12  # lengths of columns whose squares float32 holds
@@ -79,7 +78,7 @@ def measure_cosine(W_U: Tensor, gain: Tensor | None, centre: bool) -> Measures:
     d_model, d_vocab = W_U.shape
     scale, reach = torch.empty(2, d_vocab, dtype=torch.float64, device=W_U.device)
     total = torch.zeros(d_model, dtype=torch.float64, device=W_U.device)
-    for part in parts(d_vocab, PIECE_BYTES[W_U.device.type] // (4 * d_model)):
+    for part in pieces(d_vocab, 8 * d_model, W_U.device):
         W = W_U[:, part].double()
         seen = W if gain is None else W * gain[:, None]
         if centre:
@@ -113,7 +112,7 @@ def _by_token(W_U: Tensor, dtype: torch.dtype, rows: Tensor | None, scores: Tens
     d_model, d_vocab = W_U.shape
     total = torch.zeros(d_model, dtype=torch.float64, device=W_U.device)
     lengths = torch.empty(d_vocab, dtype=dtype, device=W_U.device)
-    for part in parts(d_vocab, PIECE_BYTES[W_U.device.type] // (4 * d_model)):
+    for part in pieces(d_vocab, 8 * d_model, W_U.device):
         columns = W_U[:, part].T.to(dtype)
         torch.linalg.vector_norm(columns, dim=1, out=lengths[part])
         if rows is None or scores is None:
@@ -134,10 +133,10 @@ def _by_coordinate(
     whole = d_vocab // _RUN * _RUN
     if scores is not None:
         scores.zero_()
-    rows_at_a_time = _ROWS if W_U.device.type == "cpu" else PIECE_BYTES["cuda"] // (4 * d_vocab)
-    for part in parts(d_model, rows_at_a_time):
+    on_cpu = W_U.device.type == "cpu"
+    for part in parts(d_model, _ROWS) if on_cpu else pieces(d_model, 8 * d_vocab, W_U.device):
         some = W_U[part].to(dtype)
-        if W_U.device.type == "cpu":
+        if on_cpu:
             for row in some:
                 squares.addcmul_(row, row)
         else:

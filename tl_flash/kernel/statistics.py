@@ -59,7 +59,7 @@ def statistics(tile: Tile, top: Top) -> tuple[Statistics, Tensor]:
     variance = _variance(tile)
     found, error = _corrected(tile, slice(None), ids, scores, known=variance)
     again = _DEVIATIONS[0] * error > _TOLERANCE
-    if waits(tile.u.device):
+    if tile.u.device.type != "cpu":  # to look deeper would be to wait for the device
         return found, again
     rows = again.nonzero()[:, 0]
     a_row = 2 * 24 * (tile.plan.blocks + _DEEP * tile.plan.size)
@@ -71,11 +71,6 @@ def statistics(tile: Tile, top: Top) -> tuple[Statistics, Tensor]:
             of_all[..., rows[some]] = of_some
         again[rows[some]] = level | (_DEVIATIONS[1] * error > _TOLERANCE)
     return found, again
-
-
-def waits(device: torch.device) -> bool:
-    """Whether to look deeper into some rows would be to wait for a device that works behind the host."""
-    return device.type != "cpu"
 
 
 def _variance(tile: Tile) -> Tensor:

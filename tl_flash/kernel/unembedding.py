@@ -154,9 +154,10 @@ class Unembedding:
         """
         if x.is_cuda and MULTIPLIES_HALVES:
             high, low = halves(x)
-            root, rest = self.kept.once("root in halves", lambda: torch.stack(halves(self.root)))
-            small = torch.mm(torch.cat([high, low], dim=1), torch.cat([rest, root]), out_dtype=torch.float32)
-            moved = torch.mm(high, root, out_dtype=torch.float32).add_(small)  # in two sums: matrix units truncate
+            root = self.kept.once("root in halves", lambda: torch.cat(halves(self.root)[::-1]))  # low, then high
+            small = torch.mm(torch.cat([high, low], dim=1), root, out_dtype=torch.float32)
+            large = torch.mm(high, root[self.d_model :], out_dtype=torch.float32)
+            moved = large.add_(small)  # in two sums: matrix units truncate
             return moved.norm(dim=1).double() * (self.measures.size / HALVES_UNIT**2)
         return (x @ self.root).norm(dim=1).double() * self.measures.size
 

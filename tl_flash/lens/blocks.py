@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_flash.lens.factors import Entry, Exit, attention_jacobian, each_of, mlp_jacobian
@@ -55,19 +55,17 @@ class Block:
         return block if block._holds(passage) else None
 
     def jacobians(
-        self, passage: Passage, members: Bool[Tensor, "text class position"]
+        self, passage: Passage, members: Float[Tensor, "text class position"]
     ) -> tuple[Float[Tensor, "text to from d_model d_model"], Float[Tensor, "text class d_model d_model"]]:
         """Of what attention and the MLP add, in the mean over the positions of each class of each text.
 
         Attention's is by one change of every position of another class, or of the same; the MLP's by a change of its
-        own position. No class holds a first position. Of one without positions they are 0.
+        own position. Members are 1, others 0, first positions among them. Of a class without members they are 0.
         """
         n_classes = members.shape[1]
-        x, pattern = _wide(passage.entered)[:, 1:], passage.pattern
-        assert pattern is not None
-        of_class = members[..., 1:].to(x)
+        of_class = members[..., 1:]
         share = of_class / of_class.sum(-1, keepdim=True).clamp(min=1)
-        attention = self._attention(passage, x, pattern[:, :, 1:, 1:].to(x), of_class, share)
+        attention = self._attention(passage, of_class, share)
         before, after = self.mlp
         mid = self._mid(passage)[:, 1:]
         entry = _entry(before, mid).each(n_classes)
@@ -82,10 +80,13 @@ class Block:
         return attention, mlp.unflatten(0, (-1, n_classes))
 
     def _attention(
-        self, passage: Passage, x: Tensor, pattern: Tensor, of_class: Tensor, share: Tensor
+        self, passage: Passage, of_class: Float[Tensor, "text class position"], share: Tensor
     ) -> Float[Tensor, "text to from d_model d_model"]:
         """By pairs of classes, each as if it were a text whose other targets and sources do not count."""
         (before, after), n_classes = self.attention, of_class.shape[1]
+        x, pattern = _wide(passage.entered)[:, 1:], passage.pattern
+        assert pattern is not None
+        pattern = pattern[:, :, 1:, 1:].to(x)
         entry = _entry(before, x).each(n_classes**2)
         exit = _exit(after, _wide(passage.calls["attn"].answer)[:, 1:]).each(n_classes**2)
         targets = share[:, :, None].expand(-1, -1, n_classes, -1).flatten(0, 2)

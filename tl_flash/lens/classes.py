@@ -13,21 +13,15 @@ from tl_flash.clamps import attached, run_to
 from tl_flash.lens.passages import padded
 from tl_flash.weights import measuring
 
-CLASSES = 2
 _ROUNDS = 20
 
 
-def one_class(texts: Sequence[Int[Tensor, " position"]]) -> Bool[Tensor, "text 1 position"]:
-    """All tokens but each text's first and its padding."""
-    places = torch.arange(max(map(len, texts)))
-    return torch.stack([(places > 0) & (places < len(text)) for text in texts])[:, None]
-
-
-def two_classes(model: Any, texts: Sequence[Int[Tensor, " position"]]) -> Bool[Tensor, "text 2 position"]:
-    """The tokens of each text in two classes, whose residual streams point apart half-way through the model.
+def second_class(model: Any, texts: Sequence[Int[Tensor, " position"]]) -> Bool[Tensor, "text position"]:
+    """Which tokens of each text are of its second class: the residual streams of the two point apart half-way through.
 
     They are told by the sign of the first principal component over the text, then by the nearer of the two means
-    (Lloyd's algorithm). A text's classes do not depend on what other texts there are.
+    (Lloyd's algorithm). A text's classes do not depend on what other texts there are; its first token and padding are
+    of none, and are False.
     """
     layer = len(model.blocks) // 2
     seen: list[Tensor] = []
@@ -38,11 +32,10 @@ def two_classes(model: Any, texts: Sequence[Int[Tensor, " position"]]) -> Bool[T
 
     with measuring(model), attached(model, [(f"blocks.{layer}.hook_resid_pre", keep)]):
         run_to(model, padded(texts), layer)
-    members = one_class(texts).repeat(1, CLASSES, 1)
-    for text, residual, of_text in zip(texts, seen[0], members, strict=True):
-        second = _apart(torch.nn.functional.normalize(residual[1 : len(text)], dim=1))
-        of_text[:, 1 : len(text)] &= torch.stack([~second, second])
-    return members
+    second = torch.zeros(seen[0].shape[:2], dtype=torch.bool)
+    for text, residual, of_text in zip(texts, seen[0], second, strict=True):
+        of_text[1 : len(text)] = _apart(torch.nn.functional.normalize(residual[1 : len(text)], dim=1))
+    return second
 
 
 def _apart(points: Float[Tensor, "token d_model"]) -> Bool[Tensor, " token"]:

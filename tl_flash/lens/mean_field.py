@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_flash.clamps import Prompts
 from tl_flash.lens.blocks import Block
-from tl_flash.lens.classes import CLASSES, one_class, two_classes
+from tl_flash.lens.classes import second_class
 from tl_flash.lens.estimate import Estimate, OverTexts
 from tl_flash.lens.norms import Norm
 from tl_flash.lens.passages import Passage, passages
@@ -33,13 +33,13 @@ def mean_field(model: Any, texts: Prompts, layers: Sequence[int], *, progress: b
     """The mean over texts of the lens of each, and its standard error from their spread; few are held at a time."""
     blocks = survey(model, texts)
     apart = all(block is not None for block in blocks)
-    d_model, n_classes = model.W_U.shape[0], CLASSES if apart else 1
+    d_model, n_classes = model.W_U.shape[0], 1 + apart
     sums = OverTexts(len(layers), d_model)
     places = {layer: place for place, layer in enumerate(layers)}
     a_text = 4 * len(blocks) * (n_classes + n_classes**2) * d_model**2
     for batch in track(list(_together(texts.rows, _BYTES // a_text)), "mean-field lens", progress):
-        members = two_classes(model, batch) if apart else one_class(batch)
-        for layer, lenses in chain(local_jacobians(model, batch, blocks, members)):
+        second = second_class(model, batch) if apart else None
+        for layer, lenses in chain(local_jacobians(model, batch, blocks, second)):
             if layer in places:
                 sums.add(slice(places[layer], places[layer] + 1), slice(0, d_model), lenses[:, None])
         sums.texts += len(batch)
@@ -62,8 +62,8 @@ def _together(rows: Sequence[Int[Tensor, " position"]], at_most: int) -> Iterato
 def field_of(model: Any, texts: Prompts, batch_size: int) -> MeanField:
     """The local mean Jacobians over all texts together."""
     blocks = survey(model, texts)
-    batches = [texts.rows[at : at + batch_size] for at in range(0, len(texts.rows), batch_size)]
-    fields = [local_jacobians(model, batch, blocks, one_class(batch)) for batch in batches]
+    rows = texts.rows
+    fields = [local_jacobians(model, rows[at : at + batch_size], blocks) for at in range(0, len(rows), batch_size)]
     return MeanField(
         [Local.together([field.blocks[layer] for field in fields]) for layer in range(len(blocks))],
         Local.together([field.final for field in fields]),
@@ -131,9 +131,12 @@ def local_jacobians(
     model: Any,
     texts: Sequence[Int[Tensor, " position"]],
     blocks: Sequence[Block | None],
-    members: Bool[Tensor, "text class position"],
+    second: Bool[Tensor, "text position"] | None = None,
 ) -> MeanField:
-    """The means over the classes of tokens of each text of each block's and the final norm's Jacobians."""
+    """The means over the tokens of each text of each block's and the final norm's Jacobians.
+
+    Those of the second class are averaged apart; where it is None there is one class.
+    """
     numeric = frozenset(layer for layer, block in enumerate(blocks) if block is None)
     norm = final_norm(model)
     found: dict[int, Local] = {}
@@ -141,22 +144,33 @@ def local_jacobians(
     def take(layer: int, passage: Passage) -> None:
         block, left = blocks[layer], passage.left
         assert left is not None
-        tokens, here = torch.tensor(passage.lengths, device=left.device) - 1, members.to(left.device)
+        counted = passage.counted([1] * len(passage.lengths))
+        members, tokens = _by_class(counted, second), counted.sum(1)
         if block is None:
             parts = ((_measured(passage) / tokens[:, None, None])[:, None],)
         else:
-            attention, mlp = block.jacobians(passage, here)
+            attention, mlp = block.jacobians(passage, members)
             parts = (attention, mlp)
             if block.parallel:
                 attention.diagonal(dim1=1, dim2=2).add_(mlp.permute(0, 2, 3, 1))
                 parts = (attention,)
-        found[layer] = Local(parts, tokens)
+        found[layer] = Local(parts, tokens.long())
         if layer == len(blocks) - 1:
-            found[len(blocks)] = _of_norm(norm, passage, here)
+            found[len(blocks)] = _of_norm(norm, passage, members)
 
     passages(model, texts, take, moved=numeric)
     *of_blocks, final = (found[layer] for layer in range(len(blocks) + 1))
     return MeanField(of_blocks, final)
+
+
+def _by_class(
+    counted: Float[Tensor, "text position"], second: Bool[Tensor, "text position"] | None
+) -> Float[Tensor, "text class position"]:
+    """1 at the counted positions of each class."""
+    if second is None:
+        return counted[:, None]
+    second = second.to(counted.device)
+    return torch.stack([counted * ~second, counted * second], dim=1)
 
 
 def survey(model: Any, texts: Prompts) -> list[Block | None]:
@@ -184,7 +198,7 @@ def _measured(passage: Passage) -> Square:
     return left - counted.sum(1)[:, None, None] * eye
 
 
-def _of_norm(norm: Norm | None, passage: Passage, members: Bool[Tensor, "text class position"]) -> Local:
+def _of_norm(norm: Norm | None, passage: Passage, members: Float[Tensor, "text class position"]) -> Local:
     """The final norm's Jacobian without its gain (of no norm, the identity), over each text's outputs by class.
 
     Summed over the classes it is the mean over the outputs.
