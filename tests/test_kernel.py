@@ -1054,3 +1054,18 @@ def test_tokens_are_found_alike_whatever_the_scale_of_W_U(scale):
     W_U[:, 1000:3000] = W_U[:, :1] + 0.03 * W_U[:, 1000:3000]
     assert prepare(W_U * scale).alike.ids.flatten().tolist() == list(range(1024, 2944))
     assert prepare(draw(1, 8, 100)[1]).alike is None, "fewer tokens than a run has"
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+@pytest.mark.parametrize("low", LOW)
+def test_a_token_that_is_ignored_counts_however_great(low, score):
+    x, W_U, _ = draw(64, 256, 6000)
+    W_U[:, 7] *= 12
+    x[:32] += 3 * W_U[:, 7] / W_U[:, 7].norm()
+    ours, right = decode(x, prepare(W_U, low=low, ignore=[7], score=score)), truth(x, W_U, ignore=[7], score=score)
+    assert torch.equal(ours.ids, right.ids)
+    assert score == "cosine" or (ours.log_z - right.log_z).abs().max() < 1e-3
+    assert ((ours.kurtosis - right.kurtosis) / (right.kurtosis.abs() + 1)).abs().max() < 1e-3
+    if score == "dot":
+        unproven = decode(x, prepare(W_U, low=low, ignore=[7], precision="fast"))
+        assert ((unproven.log_z - right.log_z).abs() <= 2**-7 * right.log_z.abs()).all(), "what bf16 rounds away"

@@ -123,14 +123,18 @@ def _corrected(
     left = (fourths - wrong.square().sum((0, 2))).clamp(min=0) * grown.pow(4)
     fourths = left + right.square().sum((0, 2))
     kurtosis = fourths / (n_tokens * variance.square()) - 3
-    least = exact[..., -1].abs().amax(0)
+    greatest = exact[..., -1]  # of the rest, but for rounding
+    if len(u.ignored):  # which are never among the exact ones
+        hidden = tile.scores[rows][:, u.ignored].double()
+        greatest = torch.maximum(greatest, torch.stack([hidden.amax(1), -hidden.amin(1)]) - mean[..., 0])
+    least = greatest.abs().amax(0)
     noise = _noise(tile, rows, least)
     error = 4 * noise * least * left.sqrt() / (n_tokens * variance.square() * (1 + kurtosis.abs()))
     if u.score == "dot":
         weight = (screened * slope - log_z[..., None]).exp()
         share = (1 - weight.sum(-1)).clamp(min=torch.finfo(torch.float32).tiny)
         steep = (tilted - (weight * screened).sum(-1)) / share * slope[:, 0]
-        most = exact[..., -1] * slope[:, 0]  # what no token of the rest has, but for rounding
+        most = greatest * slope[:, 0]
         tail = log_z + share.log() + torch.minimum(steep.clamp(min=0), most) * (grown - 1)
         tail = torch.minimum(tail, most + math.log(n_tokens))
         log_z = torch.logaddexp(tail, (exact * slope).logsumexp(-1))

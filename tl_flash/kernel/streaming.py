@@ -56,8 +56,9 @@ def decode(
     Returns:
         Readout: ids, logits, mean and tracked are exact scores, rounded to float32. The other statistics are as good
             as float32 sums of float32 scores, also where scores are screened in bf16 or float16: see `statistics`.
-            Under precision="fast" they carry what rounding leaves, in log_z up to some 1e-2. A direction that is zero,
-            once centred and times gain, or whose norm is given as 0, has no reading: see Readout.
+            Under precision="fast" they carry what rounding leaves, in log_z up to some 1e-2, or 2^-8 of it where a
+            token that is ignored dominates. A direction that is zero, once centred and times gain, or whose norm is
+            given as 0, has no reading: see Readout.
 
     Raises:
         TypeError: x or norm is not a float tensor, k or max_bytes not a whole number, or tracked holds something other
