@@ -15,7 +15,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from benchmarks.contenders import OURS, SHAPES, K, Shape, contenders
-from benchmarks.measure import device_name, exponent, peak_extra_mib, stem
+from benchmarks.measure import asked_device, device_name, exponent, peak_extra_mib, stem
 from tl_flash.bench import draw, interleaved
 from tl_flash.kernel import decode, prepare, reference_decode, screens
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if getattr(args, option) is not None and getattr(args, option) < 1:
             parser.error(f"--{option.replace('_', '-')}: expected 1 or more, got {getattr(args, option)}")
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = asked_device(parser, args.device)
     name = device_name(device)
     if args.no_bf16:
         screens.fast_dtype = lambda device: None

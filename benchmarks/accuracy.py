@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.__main__ import RESULTS
-from benchmarks.measure import device_name, stem
+from benchmarks.measure import asked_device, device_name, stem
 from benchmarks.real_models import MODELS
 from tl_flash.kernel import Readout, Unembedding, decode, prepare, reference_decode, unembedding
 from tl_flash.progress import track
@@ -36,9 +36,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="neurons of each layer and side")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    device = asked_device(parser, args.device)
+    if args.rows < 1:
+        parser.error(f"--rows: expected 1 or more, got {args.rows}")
     for model in MODELS:
         if args.model in (None, model.name):
-            device = torch.device(args.device)
             table = pd.DataFrame(errors(read(str(model.folder)), args.rows, device))
             of = "" if device.type == "cpu" else f"_{stem(device_name(device))}"
             table.to_csv(RESULTS / f"accuracy_{model.name}{of}.csv", index=False)

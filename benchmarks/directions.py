@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from benchmarks.__main__ import RESULTS
-from benchmarks.measure import device_name, stem
+from benchmarks.measure import asked_device, device_name, stem
 from tl_flash.bench import draw, interleaved, plain
 from tl_flash.kernel import decode, forget, prepare
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="the shapes whose name holds this")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    device = torch.device(args.device)
+    device = asked_device(parser, args.device)
+    args.output.mkdir(parents=True, exist_ok=True)
     table = []
     for name, (d_model, d_vocab) in SHAPES.items():
         if args.only.lower() not in name.lower():

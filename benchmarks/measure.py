@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
 import re
@@ -10,6 +11,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+
+from tl_flash.devices import device_of
+
+
+def asked_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """The device that `--device` names, or the parser's error."""
+    try:
+        device = device_of(name)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    assert device is not None
+    return device
 
 
 def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from benchmarks.__main__ import RESULTS
-from benchmarks.measure import device_name, stem
+from benchmarks.measure import asked_device, device_name, stem
 from benchmarks.real_models import SMOLLM2
 from tl_flash import flash_decode, load_model
 from tl_flash.bench import interleaved, products
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is told")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    device = torch.device(args.device)
+    device = asked_device(parser, args.device)
+    args.output.mkdir(parents=True, exist_ok=True)
     if unknown := set(args.models) - set(makers):
         parser.error(f"models: expected of {', '.join(makers)}, got {', '.join(unknown)}")
     found = pd.DataFrame([{"model": name} | race(makers[name](device), args.rounds, device) for name in args.models])
