@@ -1,14 +1,14 @@
 """Do the neurons that a search finds for a concept raise it, and do like neurons not?
 
-    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--prompts 20] [--time]
+    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--way "find_neurons, lens"]
 
 For each noun the first hits of `find_neurons` on each side and through the mean-field lens, of its coherent ones, and
 of `NeuronMap.find` on the single token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the
 sign of the hit. What counts is the change of the log-probability of the concept (the sum over the whole words of its
 set) as the next token, in the mean over neutral prompts. A hit raises its concept where this is above 0 and beyond its
 controls: neurons of the same layer of about the same ||W_out||, clamped to the same value; one-sided, 5%, by a Student
-prediction interval. With `--time`, how long a table of 100 concepts takes, read from the checkpoint, and who is first
-for "dog".
+prediction interval. Of ways to search that are not asked for, the table keeps what an earlier run wrote. With `--time`,
+how long a table of 100 concepts takes, read from the checkpoint, and who is first for "dog".
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import GEMMA3, SMOLLM2
+from benchmarks.tables import kept
 from tl_flash import Neuron, NeuronMap, activation_stats, concepts, demo, flash_decode, load_model
 from tl_flash.clamps import NEUTRAL_PROMPTS, Answers, Prompts, answers_alone
 from tl_flash.evidence import Peers, chance_of
@@ -61,10 +62,17 @@ def _sign(hit: Hit, side: str) -> int:
 
 
 def measure(
-    model: Any, checkpoint: Any, words: Sequence[str], texts: list[str], *, hits: int, prompts: int, controls: int
+    model: Any,
+    checkpoint: Any,
+    words: Sequence[str],
+    texts: list[str],
+    *,
+    only: str | None,
+    hits: int,
+    prompts: int,
+    controls: int,
 ) -> pd.DataFrame:
-    """A row a concept, way of searching and rank."""
-
+    """A row a concept, way of searching and rank; of all ways, or of one."""
     table = concepts(model, words, lens=lens_of_all_texts(model))
     maps = {side: flash_decode(checkpoint, side=side) for side in ("in", "out")}
     stats, peers = activation_stats(model, texts), Peers(read(model), controls, seed=0)
@@ -77,6 +85,8 @@ def measure(
         tokens = [id for id, weight in zip(table.ids[at], weights, strict=True) if weight == weights.max()]
         done: dict[tuple[Neuron, int], dict[str, Any]] = {}
         for way, rank, neuron, sign in searched(table, maps, word, hits):
+            if only not in (None, way):
+                continue
             value = sign * stats.abs_max_of(neuron)
             if (neuron, sign) not in done:
                 clamps = [(one, value) for one in (neuron, *peers.of(neuron))]
@@ -123,6 +133,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
     parser.add_argument("--nouns", type=int, default=len(NOUNS), help="how many; of the demo, all its concepts")
     parser.add_argument("--hits", type=int, default=10, help="of each way to search")
+    parser.add_argument("--way", help='one to search, as the table names it, such as "find_neurons, lens"')
     parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS), help="neutral ones")
     parser.add_argument("--controls", type=int, default=20, help="a neuron")
     parser.add_argument("--texts", type=int, default=60, help="that tell the neurons' ranges")
@@ -134,11 +145,9 @@ def main() -> None:
         return
     words = [concept.word for concept in demo.CONCEPTS] if given.model == "demo" else NOUNS[: given.nouns]
     sizes = {"hits": given.hits, "prompts": given.prompts, "controls": given.controls}
-    frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), **sizes)
-    table = summary(frame, words, given.hits)
-    RESULTS.mkdir(exist_ok=True)
-    table = table.assign(concepts=len(words), **sizes)
-    table.to_csv(RESULTS / f"concept_search_{given.model}.csv", index=False, float_format="%.3f")
+    frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), only=given.way, **sizes)
+    table = summary(frame, words, given.hits).assign(concepts=len(words), **sizes)
+    table = kept(RESULTS / f"concept_search_{given.model}.csv", table, ["way"])
     print(table.to_string(index=False, float_format="{:.2f}".format))
 
 

@@ -1,16 +1,18 @@
 """Do labels hold? The most specialised neurons and random ones, each clamped within its own range.
 
-    python -m benchmarks.labels [smollm2 | gemma3 | demo] [--specialised 100] [--random 200]
+    python -m benchmarks.labels [smollm2 | gemma3 | demo] [--specialised 100] [--random 200] [--readings lens]
 
 For every reading (W_in, W_gate, W_out, W_out through the mean-field lens) neurons are clamped to their own
 max|hook_post| over texts, with the sign that should raise their label, the top token of their better pole. What counts
-is the share whose label is raised beyond matched controls (q <= 0.05), by third of the depth.
+is the share whose label is raised beyond matched controls (q <= 0.05), by third of the depth. Of a reading that is not
+asked for, the table keeps what an earlier run wrote.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pandas as pd
 
 from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import GEMMA3, SMOLLM2
+from benchmarks.tables import kept
 from tl_flash import NeuronMap, activation_stats, demo, load_model, validate
 from tl_flash.clamps import NEUTRAL_PROMPTS
 from tl_flash.demo.paper import readings
@@ -41,11 +44,15 @@ def chosen(neurons: NeuronMap, specialised: int, others: int) -> dict[str, Hits]
     return {"specialised": neurons.specialised(specialised), "random": some}
 
 
-def measure(model: Any, *, specialised: int, others: int, prompts: int, controls: int) -> pd.DataFrame:
-    """A row a neuron tested."""
+def measure(
+    model: Any, *, asked: Sequence[str] | None, specialised: int, others: int, prompts: int, controls: int
+) -> pd.DataFrame:
+    """A row a neuron tested; of all readings, or of those asked for."""
     lens, stats = lens_of_all_texts(model), activation_stats(model, demo.texts(60))
     frames = []
     for reading, neurons in readings(model, lens).items():
+        if asked is not None and reading not in asked:
+            continue
         for kind, hits in chosen(neurons, specialised, others).items():
             tested = validate(
                 model,
@@ -85,15 +92,15 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
     parser.add_argument("--specialised", type=int, default=100, help="neurons of a reading")
     parser.add_argument("--random", type=int, default=200, help="neurons of a reading")
+    parser.add_argument("--readings", help="with commas between them, such as out,lens; by default all")
     parser.add_argument("--prompts", type=int, default=6, help="neutral ones")
     parser.add_argument("--controls", type=int, default=8, help="a neuron")
     given = parser.parse_args()
     sizes = {"prompts": given.prompts, "controls": given.controls}
     model = load_model(folders[given.model])
-    frame = measure(model, specialised=given.specialised, others=given.random, **sizes)
-    table = summary(frame).assign(**sizes)
-    RESULTS.mkdir(exist_ok=True)
-    table.to_csv(RESULTS / f"labels_{given.model}.csv", index=False, float_format="%.3f")
+    asked = given.readings and given.readings.split(",")
+    frame = measure(model, asked=asked, specialised=given.specialised, others=given.random, **sizes)
+    table = kept(RESULTS / f"labels_{given.model}.csv", summary(frame).assign(**sizes), ["reading, neurons"])
     print(table.to_string(index=False, float_format="{:.2f}".format))
 
 

@@ -80,6 +80,14 @@ def test_a_trained_models_window_is_open(dog):
     assert "shows from" in repr(window) and "perplexity_ratio" in str(window)
 
 
+def test_both_its_ends_are_known_to_nine_percent(dog):
+    _, window = dog
+    doses = window.doses.tolist()
+    below, above = doses[doses.index(window.low) - 1], doses[doses.index(window.high) + 1]
+    for ratio in (window.low / below, above / window.high):
+        assert ratio == pytest.approx(2**0.125, rel=1e-5)
+
+
 def test_its_picture(dog):
     figure = plots.dose_curve(dog[1], theme="dark")
     assert [trace.name for trace in figure.data] == ["speak of 'dog'", "perplexity", "distinct bigrams"]

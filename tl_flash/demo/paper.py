@@ -32,12 +32,12 @@ from tl_flash.names import Neuron
 from tl_flash.weights import read
 
 WORDS = ("dog", "California")
-ASKED = demo.favourite_questions("animal")[:8]
+ASKED = demo.favourite_questions("animal")
 """Questions on which the dose is chosen; none of those that count is among them."""
 DOG = " dog"
 MULTIPLES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Doses, in multiples of a neuron's max|hook_post| over texts."""
-_TOGETHER = 5
+_TOGETHER = 12
 """Neurons that are clamped together to have a word spoken of."""
 
 
@@ -149,17 +149,20 @@ def favourite(
 ) -> Favourite:
     """Choose a dose on some questions, then ask others.
 
+    It is the largest at which the answers read, if the word shows there, and else the smallest at which it shows.
+
     Args:
         model: an instruct model.
         neurons: what each is clamped by at dose 1.
         word: to be spoken of.
         asked: questions on which the dose is chosen.
         held_out: questions that count.
-        share: of the answers to `asked` that has to speak of the word; the smallest dose tried that does it is taken.
+        share: of the answers to `asked` in which the word shows.
         chat: ask in the tokenizer's chat template.
         how: mode and positions, as in `clamp`.
     """
     window = dose_window(model, neurons, asked, word, chat=chat, share=share, **how)
     if window.low is None:
         return Favourite(window, None)
-    return Favourite(window, mention_rate(model, held_out, word, window.clamps(), chat=chat, **how))
+    values = window.clamps(window.high if window.open else window.low)
+    return Favourite(window, mention_rate(model, held_out, word, values, chat=chat, **how))
