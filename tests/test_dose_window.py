@@ -92,6 +92,10 @@ def test_its_picture(dog):
     figure = plots.dose_curve(dog[1], theme="dark")
     assert [trace.name for trace in figure.data] == ["speak of 'dog'", "perplexity", "distinct bigrams"]
     assert list(figure.data[0].y) == dog[1].share_shown[1:].tolist()
+    told, doses = figure.layout.xaxis.tickvals, dog[1].doses[1:].tolist()
+    assert set(told) < set(doses), "labels stood on one another"
+    width = math.log(doses[-1] / doses[0])
+    assert all(math.log(above / below) >= 0.08 * width for below, above in zip(told, told[1:], strict=False))
 
 
 def test_a_word_that_never_shows_has_no_dose(dog):

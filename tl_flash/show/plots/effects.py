@@ -112,7 +112,8 @@ def _window(window: DoseWindow, colours: Theme) -> go.Figure:
         figure.add_vrect(
             x0=window.low, x1=window.high, fillcolor=themes.faint(colours.green), line_width=0, row="all", col="all"
         )
-    figure.update_xaxes(type="log", tickvals=doses, ticktext=[f"{dose:.3g}" for dose in doses])
+    told = themes.apart(doses)
+    figure.update_xaxes(type="log", tickvals=told, ticktext=[f"{dose:.3g}" for dose in told], tickangle=0)
     figure.update_xaxes(title="dose, in units of the clamp", row=2, col=1)
     figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%", title="completions", row=1, col=1)
     ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20]

@@ -9,6 +9,8 @@ from html import escape
 import plotly.graph_objects as go
 
 FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"
+_LABEL = 0.08
+"""Width of a tick's label, of the axis."""
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,12 @@ def quoted(token: str) -> str:
 def all_quoted(tokens: Iterable[str]) -> list[str]:
     """Tokens as `quoted` writes them."""
     return [quoted(token) for token in tokens]
+
+
+def apart(values: list[float]) -> list[float]:
+    """Rising values without those whose label would stand on the one before it, on a logarithmic axis."""
+    least, told = (values[-1] / values[0]) ** _LABEL, values[:1]
+    for value in values[1:]:
+        if value >= told[-1] * least:
+            told.append(value)
+    return told
