@@ -2,11 +2,12 @@
 
     python -m benchmarks.favourite_animal [MODEL] [--word dog] [--neurons 1,5,12] [--readings in,out,lens] [--ways ...]
 
-Neurons are the first that `find_neurons` finds by each reading, by weights alone. A clamp's doses are chosen on 26
-questions: the smallest at which half of the answers speak of the word, and the largest up to which they read. At both
-ten others are asked, in the tokenizer's chat template: how many answers speak of it, how much less likely they are to
-the unclamped model than its own (perplexity, at most 2 reads), and how repetitive (share of distinct bigrams, at least
-0.8 reads). MODEL is by default SmolLM2-135M-Instruct (`make models`).
+Neurons are the first that `find_neurons` finds by each reading, by weights alone: "lens" is the mean-field one of all
+texts that the package brings, "default lens" the one that `jacobian_lens` makes by itself. A clamp's doses are chosen
+on 26 questions: the smallest at which half of the answers speak of the word, and the largest up to which they read. At
+both ten others are asked, in the tokenizer's chat template: how many answers speak of it, how much less likely they are
+to the unclamped model than its own (perplexity, at most 2 reads), and how repetitive (share of distinct bigrams, at
+least 0.8 reads). MODEL is by default SmolLM2-135M-Instruct (`make models`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pandas as pd
 from benchmarks.lens_texts import lens_of_all_texts
 from benchmarks.real_models import SMOLLM2
 from benchmarks.tables import kept
-from tl_flash import activation_stats, demo, dose_window, find_neurons, load_model
+from tl_flash import activation_stats, demo, dose_window, find_neurons, jacobian_lens, load_model
 from tl_flash.demo.paper import ASKED, units
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,9 +39,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def measure(model: Any, given: argparse.Namespace) -> Iterator[pd.DataFrame]:
     """For every reading, number of neurons and way of clamping a row for each end of the dose window."""
-    lens, stats = lens_of_all_texts(model), activation_stats(model, demo.texts(60))
+    stats = activation_stats(model, demo.texts(60))
+    makers = {"lens": lens_of_all_texts, "default lens": jacobian_lens}
     for reading in given.readings.split(","):
-        hits = find_neurons(model, given.word, lens=lens, side=reading, n=24)
+        if reading in makers:
+            hits = find_neurons(model, given.word, lens=makers[reading](model), side="lens", n=24)
+        else:
+            hits = find_neurons(model, given.word, side=reading, n=24)
         for n in map(int, given.neurons.split(",")):
             neurons = units(hits, stats, n)
             for way in given.ways.split(";"):
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(SMOLLM2.folder))
     parser.add_argument("--word", default="dog")
     parser.add_argument("--neurons", default="1,5,12")
-    parser.add_argument("--readings", default="in,gate,out,lens")
+    parser.add_argument("--readings", default="in,gate,out,lens,default lens")
     parser.add_argument("--ways", default=";".join(WAYS), help="of clamping, with semicolons between them")
     given = parser.parse_args()
     for rows in measure(load_model(given.model), given):

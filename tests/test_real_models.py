@@ -200,13 +200,13 @@ def test_clamping_smollm2s_dog_neuron_raises_the_dog(smollm2):
 
 
 def test_twelve_neurons_have_smollm2_name_the_dog_in_answers_that_read(smollm2):
-    """Those that `benchmarks.favourite_animal` finds through the lens, at the dose that it chooses."""
-    up = ["L29N808", "L29N1439", "L23N174", "L5N1217", "L7N1408", "L23N1318", "L28N518", "L0N624"]
-    down = ["L7N631", "L23N628", "L27N34", "L20N764"]
+    """Those that `benchmarks.favourite_animal` finds through the default lens, at the dose that it chooses."""
+    up = ["L29N808", "L29N1439", "L23N174", "L7N1408", "L23N1318", "L5N1217", "L28N518", "L0N350"]
+    down = ["L23N628", "L27N34", "L7N631", "L20N764"]
     model = load_model(smollm2.folder)
     stats = activation_stats(model, demo.texts(60))
     largest = {name: stats[name].abs_max for name in (*up, *down)}
     units = {name: -value if name in down else value for name, value in largest.items()}
-    window = dose_window(model, units, demo.HELD_OUT_FAVOURITE_ANIMAL, "dog", chat=True, doses=[0.5817])
-    assert window.share_shown[0] == 0 and window.share_shown[1] >= 0.7
-    assert window.perplexity_ratio[1] < 2.3 and window.distinct_ratio[1] > 0.85
+    window = dose_window(model, units, demo.HELD_OUT_FAVOURITE_ANIMAL, "dog", chat=True, doses=[0.362])
+    assert window.share_shown[0] == 0 and window.share_shown[1] >= 0.8
+    assert window.perplexity_ratio[1] < 1.7 and window.distinct_ratio[1] > 0.85
