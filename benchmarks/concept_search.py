@@ -1,6 +1,6 @@
 """Do the neurons that a search finds for a concept raise it, and do like neurons not?
 
-    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--way "find_neurons, lens"]
+    python -m benchmarks.concept_search [smollm2 | gemma3 | demo] [--nouns 30] [--hits 10] [--ways "find_neurons, lens"]
 
 For each noun the first hits of `find_neurons` on each side and through the mean-field lens, of its coherent ones, and
 of `NeuronMap.find` on the single token (" dog") are clamped, each alone, to its own max|hook_post| over texts, with the
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from benchmarks.lens_texts import lens_of_all_texts
+from benchmarks.measure import asked_names
 from benchmarks.real_models import GEMMA3, SMOLLM2
 from benchmarks.tables import kept
 from tl_flash import Neuron, NeuronMap, activation_stats, concepts, demo, flash_decode, load_model
@@ -38,6 +39,10 @@ NOUNS = (
 ).split()
 MORE = "ship stone paper glass bread chair table window garden field".split()
 RESULTS = Path(__file__).parent / "results"
+WAYS = (
+    *(f"find_neurons, {side}" for side in ("in", "gate", "out", "lens", "coherent")),
+    *(f"find, {side}" for side in ("in", "out")),
+)
 Found = tuple[str, int, Neuron, int]
 """Way of searching, rank, neuron, sign."""
 
@@ -67,12 +72,12 @@ def measure(
     words: Sequence[str],
     texts: list[str],
     *,
-    only: str | None,
+    ways: Sequence[str],
     hits: int,
     prompts: int,
     controls: int,
 ) -> pd.DataFrame:
-    """A row a concept, way of searching and rank; of all ways, or of one."""
+    """A row a concept, way of searching and rank, of the ways asked for."""
     table = concepts(model, words, lens=lens_of_all_texts(model))
     maps = {side: flash_decode(checkpoint, side=side) for side in ("in", "out")}
     stats, peers = activation_stats(model, texts), Peers(read(model), controls, seed=0)
@@ -85,7 +90,7 @@ def measure(
         tokens = [id for id, weight in zip(table.ids[at], weights, strict=True) if weight == weights.max()]
         done: dict[tuple[Neuron, int], dict[str, Any]] = {}
         for way, rank, neuron, sign in searched(table, maps, word, hits):
-            if only not in (None, way):
+            if way not in ways:
                 continue
             value = sign * stats.abs_max_of(neuron)
             if (neuron, sign) not in done:
@@ -133,19 +138,20 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
     parser.add_argument("--nouns", type=int, default=len(NOUNS), help="how many; of the demo, all its concepts")
     parser.add_argument("--hits", type=int, default=10, help="of each way to search")
-    parser.add_argument("--way", help='one to search, as the table names it, such as "find_neurons, lens"')
+    parser.add_argument("--ways", default=";".join(WAYS), help="to search, with semicolons between them")
     parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS), help="neutral ones")
     parser.add_argument("--controls", type=int, default=20, help="a neuron")
     parser.add_argument("--texts", type=int, default=60, help="that tell the neurons' ranges")
     parser.add_argument("--time", action="store_true", help="of a table of 100 concepts, and nothing else")
     given = parser.parse_args()
+    ways = asked_names(parser, "--ways", given.ways, WAYS)
     folder = folders[given.model]
     if given.time:
         print(timed(folder))
         return
     words = [concept.word for concept in demo.CONCEPTS] if given.model == "demo" else NOUNS[: given.nouns]
     sizes = {"hits": given.hits, "prompts": given.prompts, "controls": given.controls}
-    frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), only=given.way, **sizes)
+    frame = measure(load_model(str(folder)), folder, words, demo.texts(given.texts), ways=ways, **sizes)
     table = summary(frame, words, given.hits).assign(concepts=len(words), **sizes)
     table = kept(RESULTS / f"concept_search_{given.model}.csv", table, ["way"])
     print(table.to_string(index=False, float_format="{:.2f}".format))

@@ -1,6 +1,6 @@
 """Do labels hold? The most specialised neurons and random ones, each clamped within its own range.
 
-    python -m benchmarks.labels [smollm2 | gemma3 | demo] [--specialised 100] [--random 200] [--readings lens]
+    python -m benchmarks.labels [smollm2 | gemma3 | demo] [--specialised 100] [--random 200] [--readings "out;lens"]
 
 For every reading (W_in, W_gate, W_out, W_out through the mean-field lens) neurons are clamped to their own
 max|hook_post| over texts, with the sign that should raise their label, the top token of their better pole. What counts
@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.lens_texts import lens_of_all_texts
+from benchmarks.measure import asked_names
 from benchmarks.real_models import GEMMA3, SMOLLM2
 from benchmarks.tables import kept
 from tl_flash import NeuronMap, activation_stats, demo, load_model, validate
@@ -28,6 +29,7 @@ from tl_flash.demo.paper import readings
 from tl_flash.maps import Hits
 
 RESULTS = Path(__file__).parent / "results"
+READINGS = ("in", "gate", "out", "lens")
 THIRDS = ("first", "middle", "last")
 
 
@@ -45,13 +47,13 @@ def chosen(neurons: NeuronMap, specialised: int, others: int) -> dict[str, Hits]
 
 
 def measure(
-    model: Any, *, asked: Sequence[str] | None, specialised: int, others: int, prompts: int, controls: int
+    model: Any, asked: Sequence[str], *, specialised: int, others: int, prompts: int, controls: int
 ) -> pd.DataFrame:
-    """A row a neuron tested; of all readings, or of those asked for."""
+    """A row a neuron tested, of the readings asked for."""
     lens, stats = lens_of_all_texts(model), activation_stats(model, demo.texts(60))
     frames = []
     for reading, neurons in readings(model, lens).items():
-        if asked is not None and reading not in asked:
+        if reading not in asked:
             continue
         for kind, hits in chosen(neurons, specialised, others).items():
             tested = validate(
@@ -92,14 +94,14 @@ def main() -> None:
     parser.add_argument("model", nargs="?", choices=folders, default="smollm2")
     parser.add_argument("--specialised", type=int, default=100, help="neurons of a reading")
     parser.add_argument("--random", type=int, default=200, help="neurons of a reading")
-    parser.add_argument("--readings", help="with commas between them, such as out,lens; by default all")
+    parser.add_argument("--readings", default=";".join(READINGS), help="with semicolons between them")
     parser.add_argument("--prompts", type=int, default=6, help="neutral ones")
     parser.add_argument("--controls", type=int, default=8, help="a neuron")
     given = parser.parse_args()
     sizes = {"prompts": given.prompts, "controls": given.controls}
+    asked = asked_names(parser, "--readings", given.readings, READINGS)
     model = load_model(folders[given.model])
-    asked = given.readings and given.readings.split(",")
-    frame = measure(model, asked=asked, specialised=given.specialised, others=given.random, **sizes)
+    frame = measure(model, asked, specialised=given.specialised, others=given.random, **sizes)
     table = kept(RESULTS / f"labels_{given.model}.csv", summary(frame).assign(**sizes), ["reading, neurons"])
     print(table.to_string(index=False, float_format="{:.2f}".format))
 

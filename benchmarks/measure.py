@@ -25,6 +25,14 @@ def asked_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
     return device
 
 
+def asked_names(parser: argparse.ArgumentParser, option: str, given: str, known: Iterable[str]) -> list[str]:
+    """What an option lists with semicolons between them, or the parser's error where one is not known."""
+    names, known = given.split(";"), list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{option}: expected some of {'; '.join(known)}, got {'; '.join(unknown)!r}")
+    return names
+
+
 def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
     """Most memory held during `run` beyond what was held before it; NaN where the system does not tell."""
     if device.type == "cuda":

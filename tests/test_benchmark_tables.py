@@ -1,7 +1,11 @@
-"""Tables of results that several runs fill."""
+"""Tables of results that several runs fill, and what a run is asked for."""
+
+import argparse
 
 import pandas as pd
+import pytest
 
+from benchmarks.measure import asked_names
 from benchmarks.tables import kept
 
 
@@ -16,3 +20,12 @@ def test_a_later_run_replaces_its_own_rows_and_keeps_the_others_in_their_places(
         "share": [0.123, 0.7, 0.3, 0.8],
     }
     assert pd.read_csv(path).equals(table)
+
+
+def test_what_is_not_known_is_refused_before_anything_is_measured(capsys):
+    parser, known = argparse.ArgumentParser(), ("find, in", "find, out")
+    assert asked_names(parser, "--ways", "find, out;find, in", known) == ["find, out", "find, in"]
+    for given, told in (("find, lens", "'find, lens'"), ("", "''"), ("find, in,find, out", "'find, in,find, out'")):
+        with pytest.raises(SystemExit):
+            asked_names(parser, "--ways", given, known)
+        assert f"--ways: expected some of find, in; find, out, got {told}" in capsys.readouterr().err

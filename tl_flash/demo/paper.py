@@ -38,7 +38,7 @@ DOG = " dog"
 MULTIPLES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Doses, in multiples of a neuron's max|hook_post| over texts."""
 _TOGETHER = 12
-"""Neurons that are clamped together to have a word spoken of."""
+"""Neurons, at most, that are clamped together to have a word spoken of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,9 @@ def paper(source: str, out: Path, say: Callable[[str], None], *, surface: str | 
         say(f"3. Not clamped: {DOG!r} is no token of this model\n")
 
     if getattr(model.tokenizer, "chat_template", None):
-        say(f"4. Its favourite animal, asked in ten ways; {_TOGETHER} neurons, dose chosen on other questions\n")
-        asked = favourite(model, units(found["dog"], stats, _TOGETHER), "dog")
+        dogs = units(found["dog"], stats, _TOGETHER)
+        say(f"4. Its favourite animal, asked in ten ways; {len(dogs)} neurons, dose chosen on other questions\n")
+        asked = favourite(model, dogs, "dog")
         write_table(asked.window.to_frame(), out / "favourite-animal-doses.csv")
         write_figure(plots.dose_curve(asked.window), out / "favourite-animal-doses")
         say(f"{asked.window}\n")

@@ -59,7 +59,7 @@ def dose_window(
         chat: each text is what a user says, in the tokenizer's chat template.
         doses: multiples of the units to try. By default a first guess comes from the weights, the dose at which what
             the neurons write is half as long as the residual stream there; it is tried from a quarter to four times,
-            and the ends of the window are halved three times, to 9%.
+            and the ends of the window, each between two doses tried, are halved three times, to 9%.
         share: of the completions in which it has to show.
         most_perplexity: of a completion that reads, over that of the unclamped model's own.
         least_distinct: share of distinct bigrams of a completion that reads, over that of the unclamped model's own.
