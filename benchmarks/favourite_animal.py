@@ -61,7 +61,7 @@ def measure(
                     continue  # a neuron that has to go down has no floor
                 rows = asked(model, neurons, word, WAYS[way])
                 print(reading, n, way, *rows, sep="\n  ", flush=True)
-                of = {"model": read(model).name, "word": word, "reading": reading, "neurons": len(neurons)}
+                of = {"model": Path(read(model).name).name, "word": word, "reading": reading, "neurons": len(neurons)}
                 yield pd.DataFrame(rows).assign(**of, clamp=way, which=which)
 
 
